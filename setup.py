@@ -1,0 +1,108 @@
+"""The extension modules, their flags and the OpenMP probe. Everything else is in pyproject.toml.
+
+CYBN_OPENMP=required: fail when the compiler has no OpenMP; off: do not look for it; unset: use it if it is there.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+PROBE = """
+#include <omp.h>
+int main(void) {
+    int n = 0;
+    #pragma omp parallel reduction(+:n)
+    n += 1;
+    return n < 1 || omp_get_max_threads() < 1;
+}
+"""
+
+# Plain IEEE arithmetic: the same bits whatever the instruction set. No fused multiply-add unless written, nothing of
+# the fast-math family (at link it would change the floating-point mode of the whole process).
+FLAGS = {
+    "unix": ["-O3", "-ffp-contract=off"],
+    "msvc": ["/O2", "/fp:precise"],
+}
+
+
+def openmp_candidates(compiler):
+    """Pairs (compile flags, link flags) to try."""
+    if compiler.compiler_type == "msvc":
+        return [(["/openmp"], [])]
+    if sys.platform == "darwin":
+        return [(["-Xpreprocessor", "-fopenmp"], ["-lomp"]), (["-fopenmp"], ["-fopenmp"])]
+    return [(["-fopenmp"], ["-fopenmp"])]
+
+
+def links(compiler, compile_flags, link_flags):
+    """Whether a program with an OpenMP region compiles and links."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text(PROBE)
+        try:
+            objects = compiler.compile([str(source)], output_dir=folder, extra_postargs=compile_flags)
+            compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=link_flags)
+        except (CompileError, LinkError):
+            return False
+    return True
+
+
+class BuildExt(build_ext):
+    """build_ext that knows the compiler, and so its flags."""
+
+    def build_extensions(self):
+        flags = FLAGS["msvc" if self.compiler.compiler_type == "msvc" else "unix"]
+        compile_flags, link_flags = self.find_openmp()
+        for extension in self.extensions:
+            extension.extra_compile_args = flags + compile_flags
+            extension.extra_link_args = link_flags
+        super().build_extensions()
+
+    def find_openmp(self):
+        wish = os.environ.get("CYBN_OPENMP", "auto")
+        if wish not in ("auto", "required", "off"):
+            raise SystemExit(f"CYBN_OPENMP must be auto, required or off, got {wish!r}")
+        if wish == "off":
+            return [], []
+        for candidate in openmp_candidates(self.compiler):
+            if links(self.compiler, *candidate):
+                return candidate
+        if wish == "required":
+            raise SystemExit("CYBN_OPENMP=required, but the compiler cannot build an OpenMP program")
+        warnings.warn("cybn: the compiler cannot build an OpenMP program; building a serial cybn", stacklevel=2)
+        return [], []
+
+
+def extension(name):
+    return Extension(
+        f"cybn.{name}",
+        [f"src/cybn/{name.replace('.', '/')}.pyx"],
+        include_dirs=[numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
+        depends=["src/cybn/_kernels/kernels.pxd", "src/cybn/_kernels/body.pxi"],
+    )
+
+
+setup(
+    cmdclass={"build_ext": BuildExt},
+    ext_modules=cythonize(
+        [extension(name) for name in ("_kernels.baseline", "_threads", "_arrays", "_schedule", "_ops")],
+        build_dir="build/cython",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "embedsignature": True,
+        },
+    ),
+)

@@ -1,0 +1,20 @@
+from numpy cimport ndarray
+
+from cybn._kernels.kernels cimport Job, Operand
+
+cdef struct Layout:
+    # How x lies in memory: its axes from the slowest to the fastest, those of size 1 left out.
+    Py_ssize_t ndim
+    int axes[64]
+
+cdef ndarray as_data(object value, str name)
+cdef ndarray as_same(object value, str name, ndarray x)
+cdef ndarray as_out(object out, ndarray x, tuple inputs)
+cdef int channel_axis(ndarray x, object axis) except -1
+cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept
+cdef void describe(Operand *op, const Layout *layout, ndarray a) noexcept
+cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) except -1
+cdef ndarray as_running(object value, str name, Py_ssize_t channels)
+cdef ndarray new_vector(Py_ssize_t channels, int dtype, const double *values)
+cdef void write_vector(ndarray to, const double *values) noexcept
+cdef int vector_dtype(object value, ndarray x)

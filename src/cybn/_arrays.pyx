@@ -1,0 +1,278 @@
+"""From a Python object to what the kernels read: conversion, checks that name argument, expected and got, layout."""
+import operator
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.string cimport memcpy
+from numpy cimport ndarray
+
+from cybn._kernels.kernels cimport Job, Operand
+
+cnp.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    cnp.npy_intp *PyArray_STRIDES(ndarray) nogil
+    cnp.npy_intp *PyArray_DIMS(ndarray) nogil
+    char *PyArray_BYTES(ndarray) nogil
+    bint PyArray_ISALIGNED(ndarray) nogil
+    bint PyArray_ISNOTSWAPPED(ndarray) nogil
+    bint PyArray_ISWRITEABLE(ndarray) nogil
+    bint PyArray_SAMESHAPE(ndarray, ndarray) nogil
+    object PyArray_NewLikeArray(ndarray, cnp.NPY_ORDER, void *, int)
+
+
+cdef str kind_of(object value):
+    """What to call a value in "got ...": an array by its dtype, anything else by its type."""
+    if isinstance(value, np.ma.MaskedArray):
+        return "a masked array"
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}" if value.dtype.isnative else f"a byte-swapped array of {value.dtype}"
+    return type(value).__name__
+
+
+cdef bint is_real(ndarray a):
+    cdef int dtype = cnp.PyArray_TYPE(a)
+    return (dtype == cnp.NPY_FLOAT32 or dtype == cnp.NPY_FLOAT64) and PyArray_ISNOTSWAPPED(a)
+
+
+cdef ndarray view_array(object value, str name, bint writeable):
+    """`value` as a plain ndarray; without a copy if it is to be written to."""
+    if type(value) is ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a float32 or float64 array, got a masked array (its mask would be lost)")
+    copy = False if writeable else None
+    try:
+        array = np.asarray(value, copy=copy)
+        if array.dtype == object and hasattr(value, "__dlpack__"):
+            array = np.from_dlpack(value)
+    except ValueError as error:
+        if not writeable:
+            raise TypeError(f"{name} must be an array or viewable as one, got {kind_of(value)} ({error})") from error
+        raise TypeError(f"{name} must be an array or viewable as one without a copy, "
+                        f"got {kind_of(value)}") from error
+    return array
+
+
+cdef ndarray as_data(object value, str name):
+    """A float32 or float64 array of any layout."""
+    cdef ndarray a = view_array(value, name, False)
+    if not is_real(a):
+        raise TypeError(f"{name} must be a float32 or float64 array, got {kind_of(a)}")
+    return a
+
+
+cdef str shape_of(ndarray a):
+    return str((<object> a).shape)
+
+
+cdef ndarray as_same(object value, str name, ndarray x):
+    """An array of x's dtype and shape."""
+    cdef ndarray a = as_data(value, name)
+    if cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x):
+        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {a.dtype}")
+    if not PyArray_SAMESHAPE(a, x):
+        raise ValueError(f"{name} must have the shape of x, {shape_of(x)}, got {shape_of(a)}")
+    return a
+
+
+cdef int channel_axis(ndarray x, object axis) except -1:
+    cdef Py_ssize_t index, ndim = cnp.PyArray_NDIM(x)
+    if type(axis) is not int:
+        if isinstance(axis, (bool, np.bool_)):
+            raise TypeError(f"axis must be an integer, got {axis!r}")
+        try:
+            axis = operator.index(axis)
+        except TypeError:
+            raise TypeError(f"axis must be an integer, got {axis!r}") from None
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"x must have an axis {axis} for the channels, got shape {shape_of(x)}")
+    index = axis
+    return index + ndim if index < 0 else index
+
+
+# -------------------------------------------------------------------------------------------------------------- layout
+
+cdef inline Py_ssize_t magnitude(Py_ssize_t a) noexcept:
+    return -a if a < 0 else a
+
+
+cdef void sort_axes(ndarray a, Layout *layout) noexcept:
+    """Axes of size other than 1 by descending stride; equal ones in index order (NumPy's order 'K')."""
+    cdef Py_ssize_t d, i
+    cdef cnp.npy_intp *strides = PyArray_STRIDES(a)
+    layout.ndim = 0
+    for d in range(cnp.PyArray_NDIM(a)):
+        if PyArray_DIMS(a)[d] == 1:
+            continue
+        i = layout.ndim
+        while i > 0 and magnitude(strides[layout.axes[i - 1]]) < magnitude(strides[d]):
+            layout.axes[i] = layout.axes[i - 1]
+            i -= 1
+        layout.axes[i] = <int> d
+        layout.ndim += 1
+
+
+cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept:
+    """Reduce x, of any rank and memory order, to (outer, channels, inner)."""
+    cdef Py_ssize_t d
+    cdef bint seen = False
+    sort_axes(x, layout)
+    job.channels = PyArray_DIMS(x)[axis]
+    job.outer = 1
+    job.inner = 1
+    job.itemsize = cnp.PyArray_ITEMSIZE(x)
+    if job.channels == 1:
+        # No channel axis to speak of: one run.
+        job.inner = cnp.PyArray_SIZE(x)
+        return
+    for d in range(layout.ndim):
+        if layout.axes[d] == axis:
+            seen = True
+        elif seen:
+            job.inner *= PyArray_DIMS(x)[layout.axes[d]]
+        else:
+            job.outer *= PyArray_DIMS(x)[layout.axes[d]]
+
+
+cdef void describe(Operand *op, const Layout *layout, ndarray a) noexcept:
+    """The operand for an array of x's shape, traversed in x's memory order."""
+    cdef Py_ssize_t d, n = 0, size, stride
+    op.data = PyArray_BYTES(a)
+    for d in range(layout.ndim):
+        size = PyArray_DIMS(a)[layout.axes[d]]
+        stride = PyArray_STRIDES(a)[layout.axes[d]]
+        if n > 0 and op.stride[n - 1] == stride * size:
+            op.shape[n - 1] *= size
+            op.stride[n - 1] = stride
+        else:
+            op.shape[n] = size
+            op.stride[n] = stride
+            n += 1
+    if n == 0:
+        op.shape[0] = 1
+        op.stride[0] = cnp.PyArray_ITEMSIZE(a)
+        n = 1
+    op.ndim = n
+    op.direct = n == 1 and op.stride[0] == cnp.PyArray_ITEMSIZE(a) and PyArray_ISALIGNED(a)
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+cdef bint overlaps_itself(ndarray a):
+    """Whether two elements of `a` may share memory: an axis steps less than the extent of the faster ones."""
+    cdef Layout layout
+    cdef Py_ssize_t d, axis, extent = cnp.PyArray_ITEMSIZE(a)
+    sort_axes(a, &layout)
+    d = layout.ndim
+    while d > 0:
+        d -= 1
+        axis = layout.axes[d]
+        if magnitude(PyArray_STRIDES(a)[axis]) < extent:
+            return True
+        extent += (PyArray_DIMS(a)[axis] - 1) * magnitude(PyArray_STRIDES(a)[axis])
+    return False
+
+
+cdef bint same_memory(ndarray a, ndarray b):
+    """The same elements at the same places. (Shapes are known to be equal.)"""
+    cdef Py_ssize_t d
+    if PyArray_BYTES(a) != PyArray_BYTES(b):
+        return False
+    for d in range(cnp.PyArray_NDIM(a)):
+        if PyArray_DIMS(a)[d] != 1 and PyArray_STRIDES(a)[d] != PyArray_STRIDES(b)[d]:
+            return False
+    return True
+
+
+cdef bint overlap(ndarray a, ndarray b):
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+cdef ndarray as_out(object out, ndarray x, tuple inputs):
+    """A new array in x's memory layout, or the caller's `out`. `inputs`: pairs (name, array) it may be, but not cut."""
+    cdef ndarray a, other
+    if out is None:
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    a = view_array(out, "out", True)
+    if not is_real(a):
+        raise TypeError(f"out must be a float32 or float64 array, got {kind_of(a)}")
+    if cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x):
+        raise TypeError(f"out must have the dtype of x, {x.dtype}, got {a.dtype}")
+    if not PyArray_SAMESHAPE(a, x):
+        raise ValueError(f"out must have the shape of x, {shape_of(x)}, got {shape_of(a)}")
+    if not PyArray_ISWRITEABLE(a):
+        raise ValueError("out must be writeable, got a read-only array")
+    if overlaps_itself(a):
+        raise ValueError(f"out must not overlap itself, got strides {(<object> a).strides} for shape {shape_of(a)}")
+    for name, other in inputs:
+        if not same_memory(a, other) and overlap(a, other):
+            raise ValueError(f"out must be {name} itself or share no memory with it, got a partly overlapping array")
+    return a
+
+
+# ------------------------------------------------------------------------------------------------------------- vectors
+# Per-channel arrays cost nothing beside the data: they are read into double and written back from it.
+
+cdef ndarray as_vector(object value, str name, Py_ssize_t channels, bint writeable):
+    cdef ndarray a = view_array(value, name, writeable)
+    if not is_real(a):
+        raise TypeError(f"{name} must be a float32 or float64 array, got {kind_of(a)}")
+    if cnp.PyArray_NDIM(a) != 1 or PyArray_DIMS(a)[0] != channels:
+        raise ValueError(f"{name} must have shape ({channels},), one value per channel, got shape {shape_of(a)}")
+    return a
+
+
+cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) except -1:
+    cdef ndarray a = as_vector(value, name, channels, False)
+    cdef char *p = PyArray_BYTES(a)
+    cdef Py_ssize_t c, stride = PyArray_STRIDES(a)[0]
+    cdef float single
+    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32:
+        for c in range(channels):
+            memcpy(&single, p + c * stride, sizeof(float))
+            to[c] = single
+    else:
+        for c in range(channels):
+            memcpy(to + c, p + c * stride, sizeof(double))
+    return 0
+
+
+cdef ndarray as_running(object value, str name, Py_ssize_t channels):
+    """A per-channel array that the call will update in place."""
+    cdef ndarray a = as_vector(value, name, channels, True)
+    if not PyArray_ISWRITEABLE(a):
+        raise ValueError(f"{name} must be writeable when training, got a read-only array")
+    return a
+
+
+cdef int vector_dtype(object value, ndarray x):
+    """The dtype of a parameter's gradient: the parameter's, x's when there is none."""
+    if value is None:
+        return cnp.PyArray_TYPE(x)
+    return cnp.PyArray_TYPE(view_array(value, "weight", False))
+
+
+cdef void write_vector(ndarray to, const double *values) noexcept:
+    cdef char *p = PyArray_BYTES(to)
+    cdef Py_ssize_t c, stride = PyArray_STRIDES(to)[0]
+    cdef float single
+    for c in range(PyArray_DIMS(to)[0]):
+        if cnp.PyArray_TYPE(to) == cnp.NPY_FLOAT32:
+            single = <float> values[c]
+            memcpy(p + c * stride, &single, sizeof(float))
+        else:
+            memcpy(p + c * stride, values + c, sizeof(double))
+
+
+cdef ndarray new_vector(Py_ssize_t channels, int dtype, const double *values):
+    cdef cnp.npy_intp n = channels
+    cdef ndarray a = cnp.PyArray_EMPTY(1, &n, dtype, 0)
+    write_vector(a, values)
+    return a

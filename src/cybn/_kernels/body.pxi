@@ -1,0 +1,532 @@
+"""Every loop of cybn. Compiled once per instruction set; the bits are the same in each.
+
+Nothing here allocates, checks or knows Python. Three levels:
+
+- leaves (`accumulate`, `map_columns`) touch elements. Written so that gcc vectorises
+  them under plain IEEE rules: a fixed accumulator per column, never a reduction across columns;
+- tiles (`reduce_tile`, `map_tile`) prepare the per-column tables of up to COLUMNS columns and walk the panels;
+- verbs cut their channels into tiles.
+
+A panel is a few rows of columns. In a run (inner >= 64 contiguous elements of one channel) the columns are the
+LANES lanes; in rows of channels they are the elements of the row. Folding is the same for both: each column
+belongs to a channel, and columns are added to their channel in order, in double.
+"""
+from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport fabs, isfinite
+from libc.string cimport memcpy
+
+from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, Job, Kernels, Operand
+
+ctypedef fused real:
+    float
+    double
+
+cdef enum:
+    SAMPLES = 8         # elements whose mean is the shift of a block
+
+
+# ---------------------------------------------------------------------------------------------------------- panels
+
+cdef struct Block:
+    Py_ssize_t o0
+    Py_ssize_t o1
+    Py_ssize_t i0
+    Py_ssize_t i1
+    Py_ssize_t count    # elements per channel
+    Py_ssize_t full     # whole rows (rows traversal)
+    Py_ssize_t rest     # outer indices in the last, partial row
+
+
+cdef struct Panel:
+    Py_ssize_t flat     # of the first element
+    Py_ssize_t rows
+    Py_ssize_t cols
+    Py_ssize_t pitch    # elements from row to row
+    Py_ssize_t column   # of the tile's tables
+    Py_ssize_t o        # where the walk is
+    Py_ssize_t c
+
+
+cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noexcept nogil:
+    cdef Py_ssize_t bo = index // job.blocks_inner
+    cdef Py_ssize_t bi = index - bo * job.blocks_inner
+    block.o0 = bo * job.block_outer
+    block.o1 = min(block.o0 + job.block_outer, job.outer)
+    block.i0 = bi * job.block_inner
+    block.i1 = min(block.i0 + job.block_inner, job.inner)
+    block.count = (block.o1 - block.o0) * (block.i1 - block.i0)
+    block.full = (block.o1 - block.o0) // job.period
+    block.rest = (block.o1 - block.o0) - block.full * job.period
+
+
+cdef inline void first_panel(const Job *job, const Block *block, Py_ssize_t c0, Panel *panel) noexcept nogil:
+    panel.o = 0 if job.rows else block.o0
+    panel.c = c0
+    panel.column = 0
+
+
+cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t c1, Panel *panel) noexcept nogil:
+    cdef Py_ssize_t width
+    if job.rows:
+        width = job.channels * job.inner
+        panel.flat = (block.o0 + panel.o * job.period) * width + c0 * job.inner
+        panel.pitch = job.period * width
+        if panel.o < block.full:
+            # A period above 1 means that the tile is the whole row.
+            panel.cols = job.period * (c1 - c0) * job.inner
+            panel.rows = min(max(1, PANEL // panel.cols), block.full - panel.o)
+        elif panel.o == block.full and block.rest:
+            panel.cols = block.rest * width
+            panel.rows = 1
+        else:
+            return False
+        panel.o += panel.rows
+        return True
+    if panel.c == c1:
+        panel.c = c0
+        panel.o += 1
+    if panel.o == block.o1:
+        return False
+    panel.flat = (panel.o * job.channels + panel.c) * job.inner + block.i0
+    panel.rows = 1
+    panel.cols = block.i1 - block.i0
+    panel.pitch = panel.cols
+    panel.column = (panel.c - c0) * LANES
+    panel.c += 1
+    return True
+
+
+# --------------------------------------------------------------------------------------------------------- staging
+# Arrays that are not dense go through a small buffer, a panel at a time: never a second array.
+
+cdef char *locate(const Operand *op, Py_ssize_t flat, Py_ssize_t *index) noexcept nogil:
+    """Address of element `flat`, and its index along each axis."""
+    cdef char *p = op.data
+    cdef Py_ssize_t d = op.ndim, quotient
+    while d > 0:
+        d -= 1
+        quotient = flat // op.shape[d]
+        index[d] = flat - quotient * op.shape[d]
+        p += index[d] * op.stride[d]
+        flat = quotient
+    return p
+
+
+cdef real element(const Operand *op, Py_ssize_t flat, real *kind) noexcept nogil:
+    cdef Py_ssize_t index[64]
+    cdef real value
+    if op.direct:
+        return (<real *> op.data)[flat]
+    memcpy(&value, locate(op, flat, index), sizeof(real))
+    return value
+
+
+cdef void transfer(const Operand *op, Py_ssize_t flat, Py_ssize_t n, real *buffer, bint store) noexcept nogil:
+    """n elements from number `flat` on, to the buffer or (store) from it; memcpy because op may be unaligned."""
+    cdef Py_ssize_t index[64]
+    cdef Py_ssize_t i, d, count, last = op.ndim - 1
+    cdef Py_ssize_t stride = op.stride[last]
+    cdef char *p = locate(op, flat, index)
+    while n > 0:
+        count = min(n, op.shape[last] - index[last])
+        if store:
+            for i in range(count):
+                memcpy(p + i * stride, buffer + i, sizeof(real))
+        else:
+            for i in range(count):
+                memcpy(buffer + i, p + i * stride, sizeof(real))
+        buffer += count
+        n -= count
+        # On to the next row along the last axis: an odometer.
+        p -= index[last] * stride
+        index[last] = 0
+        d = last - 1
+        while d >= 0:
+            index[d] += 1
+            p += op.stride[d]
+            if index[d] < op.shape[d]:
+                break
+            p -= index[d] * op.stride[d]
+            index[d] = 0
+            d -= 1
+
+
+cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_ssize_t *pitch) noexcept nogil:
+    """The panel's elements: where they lie, or copied to the stage."""
+    cdef Py_ssize_t r
+    if op.direct:
+        pitch[0] = panel.pitch
+        return (<real *> op.data) + panel.flat
+    for r in range(panel.rows):
+        transfer(op, panel.flat + r * panel.pitch, panel.cols, stage + r * panel.cols, False)
+    pitch[0] = panel.cols
+    return stage
+
+
+# ---------------------------------------------------------------------------------------------------------- leaves
+
+cdef inline void accumulate(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
+                            Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
+                            real *sums, real *dots, bint backward) noexcept nogil:
+    """Per column: sums += t, dots += t * d, with d = x - shift and t = d (statistics) or dy (backward).
+
+    Local arrays, because gcc keeps those in registers; through pointers it would have to fear that they overlap.
+    """
+    cdef real a[LANES]
+    cdef real q[LANES]
+    cdef real h[LANES]
+    cdef real l[LANES]
+    cdef Py_ssize_t r, j
+    cdef real d, t
+    for j in range(cols):
+        a[j] = sums[j]
+        q[j] = dots[j]
+        h[j] = hi[j]
+        l[j] = lo[j]
+    for r in range(rows):
+        for j in range(cols):
+            d = x[r * x_pitch + j] - h[j]
+            if backward:
+                d = d - l[j]
+                t = dy[r * dy_pitch + j]
+            else:
+                t = d
+            a[j] += t
+            q[j] += t * d
+    for j in range(cols):
+        sums[j] = a[j]
+        dots[j] = q[j]
+
+
+cdef inline void reduce_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
+                              Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
+                              real *sums, real *dots, bint backward) noexcept nogil:
+    cdef Py_ssize_t g, j = cols - cols % LANES
+    for g in range(cols // LANES):
+        accumulate(x + g * LANES, x_pitch, dy + g * LANES, dy_pitch, rows, LANES, hi + g * LANES, lo + g * LANES,
+                   sums + g * LANES, dots + g * LANES, backward)
+    if j < cols:
+        accumulate(x + j, x_pitch, dy + j, dy_pitch, rows, cols - j, hi + j, lo + j, sums + j, dots + j, backward)
+
+
+cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
+                             Py_ssize_t rows, Py_ssize_t cols, const real *factor, const real *hi, const real *lo,
+                             const real *scale, const real *offset, const real *slope,
+                             real *out, Py_ssize_t out_pitch, bint backward, bint uniform) noexcept nogil:
+    """y = d * scale + offset, or dx = ((dy - offset) - d * slope) * scale, with d = (x * factor - hi) - lo.
+
+    `uniform`: one channel, its coefficients in element 0 of each table.
+    """
+    cdef Py_ssize_t r, j
+    cdef real d
+    cdef real f0 = factor[0], h0 = hi[0], l0 = lo[0], s0 = scale[0], o0 = offset[0], t0 = slope[0]
+    for r in range(rows):
+        for j in range(cols):
+            d = x[r * x_pitch + j]
+            if uniform:
+                d = (d * f0 - h0) - l0
+                if backward:
+                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - o0) - d * t0) * s0
+                else:
+                    out[r * out_pitch + j] = d * s0 + o0
+            else:
+                d = (d * factor[j] - hi[j]) - lo[j]
+                if backward:
+                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - offset[j]) - d * slope[j]) * scale[j]
+                else:
+                    out[r * out_pitch + j] = d * scale[j] + offset[j]
+
+
+cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
+                           Py_ssize_t rows, Py_ssize_t cols, const real *factor, const real *hi, const real *lo,
+                           const real *scale, const real *offset, const real *slope,
+                           real *out, Py_ssize_t out_pitch, bint backward, bint uniform) noexcept nogil:
+    """map_columns, told when it works in place: with one name for both gcc needs no overlap check to vectorise."""
+    if out == x:
+        map_columns(out, out_pitch, dy, dy_pitch, rows, cols, factor, hi, lo, scale, offset, slope,
+                    out, out_pitch, backward, uniform)
+    elif backward and out == dy:
+        map_columns(x, x_pitch, out, out_pitch, rows, cols, factor, hi, lo, scale, offset, slope,
+                    out, out_pitch, backward, uniform)
+    else:
+        map_columns(x, x_pitch, dy, dy_pitch, rows, cols, factor, hi, lo, scale, offset, slope,
+                    out, out_pitch, backward, uniform)
+
+
+# ----------------------------------------------------------------------------------------------------------- tiles
+
+cdef inline Py_ssize_t assign_columns(const Job *job, Py_ssize_t tile, int *owner) noexcept nogil:
+    """The channel (counted from the tile's first) of each column; returns the number of columns."""
+    cdef Py_ssize_t p, c, i, n = 0
+    for p in range(job.period if job.rows else 1):
+        for c in range(tile):
+            for i in range(job.inner if job.rows else LANES):
+                owner[n] = <int> c
+                n += 1
+    return n
+
+
+cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile,
+                               real *shift) noexcept nogil:
+    """Shift of each channel: the mean of a few elements spread over the block.
+
+    One sample (the usual choice is the first element) may be an outlier and then costs the variance its digits;
+    the mean of eight is near enough for all but adversarial blocks, which `close_block` finds and repairs.
+    """
+    cdef Py_ssize_t flat[SAMPLES]
+    cdef Py_ssize_t e, i, o, c, width = block.i1 - block.i0
+    cdef double v[SAMPLES]
+    for e in range(SAMPLES):
+        i = e * block.count // SAMPLES
+        o = i // width
+        flat[e] = ((block.o0 + o) * job.channels + c0) * job.inner + block.i0 + (i - o * width)
+    for c in range(tile):
+        for e in range(SAMPLES):
+            v[e] = (1.0 / SAMPLES) * element(&job.x, flat[e] + c * job.inner, shift)
+        shift[c] = <real> (((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])))
+
+
+cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double *first, double *second,
+                       bint backward, real *kind) noexcept nogil:
+    """One channel of one block again, in double: (mean, m2) in two passes, or (sum_dy, sum_dy_xmu)."""
+    cdef Py_ssize_t o, i, flat
+    cdef double a = 0, q = 0, d, mean = job.mean[c] if backward else 0, count = <double> block.count
+    if not backward:
+        for o in range(block.o0, block.o1):
+            flat = (o * job.channels + c) * job.inner
+            for i in range(block.i0, block.i1):
+                # Divided first: near the largest double the plain sum would overflow.
+                mean += element(&job.x, flat + i, kind) / count
+    for o in range(block.o0, block.o1):
+        flat = (o * job.channels + c) * job.inner
+        for i in range(block.i0, block.i1):
+            d = element(&job.x, flat + i, kind) - mean
+            if backward:
+                a += element(&job.dy, flat + i, kind)
+                q += element(&job.dy, flat + i, kind) * d
+            else:
+                a += d
+                q += d * d
+    first[0] = a if backward else mean + a / count
+    # An infinite m2 is right when the variance exceeds the largest double; inf - inf would make it NaN.
+    second[0] = q if backward or not isfinite(q) else q - a * a / count
+
+
+cdef inline bint lost(double a, double q, double count, bint backward, real *kind) noexcept nogil:
+    """Whether the accumulators of type real overflowed, underflowed or (statistics) cancelled."""
+    cdef double tiny = 1e-30 if sizeof(real) == 4 else 1e-290
+    if not (isfinite(a) and isfinite(q)):
+        return True
+    if fabs(q) < tiny:
+        return q != 0 or (a != 0 and not backward)
+    # The shift is more than two standard deviations off: m2 would be the small difference of two large sums.
+    return not backward and a * a > 0.75 * count * q
+
+
+cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile, Py_ssize_t piece,
+                      double before, Py_ssize_t cols, const int *owner, const real *sums, const real *dots,
+                      const real *shift, bint backward, real *kind) noexcept nogil:
+    """Fold the columns into their channels and the block into the slice (Chan, Golub, LeVeque 1979)."""
+    cdef double s1[COLUMNS]
+    cdef double s2[COLUMNS]
+    cdef double mean, m2, delta, count = <double> block.count
+    cdef double *partial = job.partial + (piece * job.channels + c0) * 2
+    cdef Py_ssize_t c, j
+    for c in range(tile):
+        s1[c] = 0
+        s2[c] = 0
+    for j in range(cols):
+        s1[owner[j]] += sums[j]
+        s2[owner[j]] += dots[j]
+    for c in range(tile):
+        if lost(s1[c], s2[c], count, backward, kind):
+            repair_block(job, block, c0 + c, &mean, &m2, backward, kind)
+        elif backward:
+            mean, m2 = s1[c], s2[c]
+        else:
+            mean = shift[c] + s1[c] / count
+            m2 = s2[c] - s1[c] * s1[c] / count
+        if backward:
+            partial[2 * c] += mean
+            partial[2 * c + 1] += m2
+        elif before == 0:
+            partial[2 * c] = mean
+            partial[2 * c + 1] = m2
+        else:
+            delta = mean - partial[2 * c]
+            partial[2 * c] += delta * (count / (before + count))
+            partial[2 * c + 1] += m2 + delta * delta * (before * count / (before + count))
+
+
+cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                             bint backward, real *kind) noexcept nogil:
+    cdef real sums[COLUMNS]
+    cdef real dots[COLUMNS]
+    cdef real hi[COLUMNS]
+    cdef real lo[COLUMNS]
+    cdef real shift[COLUMNS]
+    cdef real x_stage[PANEL]
+    cdef real dy_stage[PANEL]
+    cdef int owner[COLUMNS]
+    cdef Block block
+    cdef Panel panel
+    cdef const real *x
+    cdef const real *dy
+    cdef real *t
+    cdef Py_ssize_t x_pitch, dy_pitch, whole, j, index, tile = c1 - c0
+    cdef Py_ssize_t cols = assign_columns(job, tile, owner)
+    cdef double before = 0
+    for j in range(cols):
+        lo[j] = 0
+        if backward:
+            hi[j] = <real> job.mean[c0 + owner[j]]
+            lo[j] = <real> (job.mean[c0 + owner[j]] - <double> hi[j])
+    for j in range(2 * tile):
+        job.partial[(piece * job.channels + c0) * 2 + j] = 0
+    for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
+        open_block(job, index, &block)
+        if not backward:
+            sample_shifts(job, &block, c0, tile, shift)
+        for j in range(cols):
+            sums[j] = 0
+            dots[j] = 0
+            if not backward:
+                hi[j] = shift[owner[j]]
+        first_panel(job, &block, c0, &panel)
+        while next_panel(job, &block, c0, c1, &panel):
+            x = fetch(&job.x, &panel, x_stage, &x_pitch)
+            dy = x
+            dy_pitch = x_pitch
+            if backward:
+                dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
+            j = panel.column
+            if job.rows:
+                reduce_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, hi, lo, sums, dots, backward)
+                continue
+            # A run: rows of LANES, then what is left.
+            whole = panel.cols // LANES
+            reduce_panel(x, LANES, dy, LANES, whole, LANES, hi + j, lo + j, sums + j, dots + j, backward)
+            if whole * LANES < panel.cols:
+                reduce_panel(x + whole * LANES, LANES, dy + whole * LANES, LANES, 1, panel.cols - whole * LANES,
+                             hi + j, lo + j, sums + j, dots + j, backward)
+        close_block(job, &block, c0, tile, piece, before, cols, owner, sums, dots, shift, backward, kind)
+        before += block.count
+
+
+cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                          bint backward, real *kind) noexcept nogil:
+    cdef real factor[COLUMNS]
+    cdef real hi[COLUMNS]
+    cdef real lo[COLUMNS]
+    cdef real scale[COLUMNS]
+    cdef real offset[COLUMNS]
+    cdef real slope[COLUMNS]
+    cdef real x_stage[PANEL]
+    cdef real dy_stage[PANEL]
+    cdef int owner[COLUMNS]
+    cdef Block block
+    cdef Panel panel
+    cdef const real *x
+    cdef const real *dy
+    cdef real *out
+    cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, c, j, r, index
+    cdef const Operand *source = &job.x if backward else job.source
+    for j in range(assign_columns(job, c1 - c0, owner)):
+        c = c0 + owner[j]
+        factor[j] = <real> job.factor[c]
+        hi[j] = <real> job.center[c]
+        lo[j] = <real> (job.center[c] - <double> hi[j])
+        scale[j] = <real> job.scale[c]
+        offset[j] = <real> job.offset[c]
+        slope[j] = <real> job.slope[c]
+    for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
+        open_block(job, index, &block)
+        first_panel(job, &block, c0, &panel)
+        while next_panel(job, &block, c0, c1, &panel):
+            x = fetch(source, &panel, x_stage, &x_pitch)
+            dy = x
+            dy_pitch = x_pitch
+            if backward:
+                dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
+            out = x_stage
+            out_pitch = panel.cols
+            if job.out.direct:
+                out = (<real *> job.out.data) + panel.flat
+                out_pitch = panel.pitch
+            j = panel.column
+            if job.rows:
+                map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, factor, hi, lo, scale, offset, slope,
+                          out, out_pitch, backward, False)
+            else:
+                map_panel(x, x_pitch, dy, dy_pitch, 1, panel.cols, factor + j, hi + j, lo + j, scale + j,
+                          offset + j, slope + j, out, out_pitch, backward, True)
+            if not job.out.direct:
+                for r in range(panel.rows):
+                    transfer(&job.out, panel.flat + r * panel.pitch, panel.cols, out + r * out_pitch, True)
+
+
+# ----------------------------------------------------------------------------------------------------------- verbs
+
+cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                       bint backward, real *kind) noexcept nogil:
+    while c0 < c1:
+        if backward:
+            reduce_tile(job, c0, min(c0 + job.tile, c1), piece, True, kind)
+        else:
+            reduce_tile(job, c0, min(c0 + job.tile, c1), piece, False, kind)
+        c0 += job.tile
+
+
+cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                    bint backward, real *kind) noexcept nogil:
+    while c0 < c1:
+        if backward:
+            map_tile(job, c0, min(c0 + job.tile, c1), piece, True, kind)
+        else:
+            map_tile(job, c0, min(c0 + job.tile, c1), piece, False, kind)
+        c0 += job.tile
+
+
+cdef void collect_stats_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
+    reduce_tiles(job, c0, c1, piece, False, <float *> NULL)
+
+
+cdef void collect_stats_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
+    reduce_tiles(job, c0, c1, piece, False, <double *> NULL)
+
+
+cdef void normalize_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
+    map_tiles(job, c0, c1, piece, False, <float *> NULL)
+
+
+cdef void normalize_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
+    map_tiles(job, c0, c1, piece, False, <double *> NULL)
+
+
+cdef void backward_reduce_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
+    reduce_tiles(job, c0, c1, piece, True, <float *> NULL)
+
+
+cdef void backward_reduce_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
+    reduce_tiles(job, c0, c1, piece, True, <double *> NULL)
+
+
+cdef void backward_input_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
+    map_tiles(job, c0, c1, piece, True, <float *> NULL)
+
+
+cdef void backward_input_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
+    map_tiles(job, c0, c1, piece, True, <double *> NULL)
+
+
+cdef Kernels table
+table.collect_stats[0] = collect_stats_f32
+table.collect_stats[1] = collect_stats_f64
+table.normalize[0] = normalize_f32
+table.normalize[1] = normalize_f64
+table.backward_reduce[0] = backward_reduce_f32
+table.backward_reduce[1] = backward_reduce_f64
+table.backward_input[0] = backward_input_f32
+table.backward_input[1] = backward_input_f64
+
+kernels = PyCapsule_New(&table, "cybn._kernels", NULL)

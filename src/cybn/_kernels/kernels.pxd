@@ -1,0 +1,67 @@
+"""What a kernel build and its callers share: the job, the four verbs, the table of them.
+
+Arrays of any rank and layout arrive as (outer, channels, inner) in the order in which x lies in memory;
+`flat = (o * channels + c) * inner + i` numbers the elements. The decomposition (blocks, slices, rows) is
+computed once, in `_schedule.pyx`, from shape and dtype alone: it is what fixes the bits.
+"""
+
+cdef enum:
+    LANES = 32          # float accumulators of a run: element i of a block goes to lane i % LANES
+    COLUMNS = 512       # accumulators of a tile: 16 channels of LANES, or a row of up to 512 columns
+    PANEL = 2048        # elements handled at a time: a block of a run; the size of a staging buffer
+    ROWS = 64           # rows of a block in the rows traversal, so no accumulator sums more than ROWS values
+    NDIM = 64           # NumPy's limit of axes
+
+
+cdef struct Operand:
+    # One array, its axes in x's memory order, neighbours merged where the strides allow.
+    char *data
+    Py_ssize_t ndim
+    Py_ssize_t shape[NDIM]
+    Py_ssize_t stride[NDIM]     # bytes
+    bint direct                 # dense and aligned: element `flat` is data[flat]
+
+
+cdef struct Job:
+    Operand x
+    Operand dy
+    Operand out
+    const Operand *source       # what `normalize` reads: x, or dy in the backward pass of frozen statistics
+
+    Py_ssize_t outer
+    Py_ssize_t channels
+    Py_ssize_t inner
+    Py_ssize_t itemsize
+
+    # The decomposition. A block is [o0, o1) x [i0, i1) of every channel; a slice is a few blocks in a row.
+    bint rows                   # traversal: rows of channels, or runs of `inner` elements
+    Py_ssize_t period           # outer indices per row (rows traversal)
+    Py_ssize_t tile             # channels a verb takes at a time
+    Py_ssize_t block_outer
+    Py_ssize_t block_inner
+    Py_ssize_t blocks_inner
+    Py_ssize_t blocks
+    Py_ssize_t slices
+    Py_ssize_t slice_blocks
+    double *partial             # (slices, channels, 2): (mean, m2) or (sum_dy, sum_dy_xmu)
+    double *counts              # (slices,): elements per channel
+
+    # Per channel, always double; the kernels round what they use to their own type.
+    double *mean                # what backward_reduce subtracts
+    double *center              # the map: d = (x * factor - center); y = d * scale + offset
+    double *factor              #          dx = ((dy - offset) - d * slope) * scale
+    double *scale
+    double *offset
+    double *slope
+
+
+# A verb does the channels [c0, c1) of one slice.
+ctypedef void (*verb)(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil
+
+
+cdef struct Kernels:
+    # Each pair: float32, float64.
+    verb collect_stats[2]
+    verb normalize[2]
+    verb backward_reduce[2]
+    verb backward_input[2]

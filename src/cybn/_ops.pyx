@@ -1,0 +1,366 @@
+"""The only door to compiled code. Every entry: check everything -> allocate -> choose threads -> run -> update state.
+
+Nothing the caller owns is touched before the last check has passed, and `running_mean`, `running_var` only after the
+arithmetic is done.
+"""
+import math
+import numbers
+import operator
+
+from cybn import _kernels
+from cybn.reference import Moments
+
+cimport numpy as cnp
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.math cimport isfinite
+from libc.string cimport memset
+from numpy cimport ndarray
+
+from cybn._arrays cimport (
+    Layout,
+    as_data,
+    as_out,
+    as_running,
+    as_same,
+    channel_axis,
+    describe,
+    lay_out,
+    new_vector,
+    read_vector,
+    vector_dtype,
+    write_vector,
+)
+from cybn._kernels.kernels cimport Job, Kernels, verb
+from cybn._schedule cimport (
+    Channels,
+    count_slices,
+    decompose,
+    finish_backward,
+    finish_backward_input,
+    finish_frozen,
+    finish_moments,
+    finish_normalize,
+    finish_sums,
+    finish_training,
+    finisher,
+    inverse_std,
+    partial_size,
+    run,
+)
+from cybn._threads cimport choose_threads
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #if defined(__clang__) || defined(_MSC_VER) || !defined(__GNUC__)
+    #define CYBN_GCC ""
+    #else
+    #define CYBN_GCC "gcc "
+    #endif
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #define CYBN_STRING_(x) #x
+    #define CYBN_STRING(x) CYBN_STRING_(x)
+    #define CYBN_COMPILER "MSVC " CYBN_STRING(_MSC_FULL_VER)
+    #elif defined(__VERSION__)
+    #define CYBN_COMPILER CYBN_GCC __VERSION__
+    #else
+    #define CYBN_COMPILER "unknown"
+    #endif
+    """
+    const char *CYBN_COMPILER
+
+cdef enum:
+    WITH_GIL = 32 * 1024    # bytes below which giving up the GIL costs more than other threads gain
+
+compiler = CYBN_COMPILER.decode()
+"""Name and version of the compiler that built this module."""
+
+cdef const Kernels *kernels
+cdef str kernels_name
+
+
+def select_kernels(str name):
+    """Use the build `name` of `cybn._kernels.builds` from now on (for tests and benchmarks). Return the one before."""
+    global kernels, kernels_name
+    before = kernels_name
+    kernels = <const Kernels *> PyCapsule_GetPointer(_kernels.builds[name], "cybn._kernels")
+    kernels_name = name
+    return before
+
+
+def selected_kernels():
+    """Name of the kernel build in use."""
+    return kernels_name
+
+
+select_kernels(next(iter(_kernels.builds)))
+
+
+# -------------------------------------------------------------------------------------------------------------- a call
+
+cdef class Call:
+    """The job of one call and the memory of its per-channel vectors."""
+    cdef Job job
+    cdef Channels v
+    cdef Layout layout
+    cdef double *memory
+    cdef Py_ssize_t channels
+    cdef Py_ssize_t count
+    cdef Py_ssize_t size
+    cdef int type
+    cdef int threads
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.memory)
+
+
+cdef Call open_call(ndarray x, object axis, object num_threads):
+    """Geometry and memory for a call over x."""
+    cdef Call self = Call.__new__(Call)
+    cdef Job *job = &self.job
+    cdef Py_ssize_t n
+    cdef double *p
+    lay_out(job, &self.layout, x, channel_axis(x, axis))
+    self.threads = choose_threads(num_threads)
+    self.channels = job.channels
+    self.size = cnp.PyArray_SIZE(x)
+    self.count = job.outer * job.inner
+    self.type = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
+    describe(&job.x, &self.layout, x)
+    job.source = &job.x
+    if self.size > 0:
+        decompose(job)
+        n = partial_size(job)
+    else:
+        job.slices = 0
+        n = 0
+    self.memory = <double *> PyMem_RawMalloc((13 * self.channels + n + 1) * sizeof(double))
+    if self.memory == NULL:
+        raise MemoryError(f"no memory for the statistics of {self.channels} channels")
+    p = self.memory
+    n = self.channels
+    memset(p, 0, 13 * n * sizeof(double))
+    self.v.mean = job.mean = p
+    self.v.m2 = p + n
+    self.v.invstd = p + 2 * n
+    self.v.sum_dy = p + 3 * n
+    self.v.sum_dy_xmu = p + 4 * n
+    job.center = p + 5 * n
+    job.factor = p + 6 * n
+    job.scale = p + 7 * n
+    job.offset = p + 8 * n
+    job.slope = p + 9 * n
+    # 10, 11: weight and bias, 12: for checks (`spare`).
+    job.partial = p + 13 * n
+    job.counts = job.partial + 2 * job.slices * n
+    self.v.count = <double> self.count
+    if self.size > 0:
+        count_slices(job)
+    return self
+
+
+cdef inline double *spare(Call call) noexcept:
+    return call.memory + 12 * call.channels
+
+
+cdef int read_parameters(Call call, object weight, object bias) except -1:
+    if weight is not None:
+        read_vector(weight, "weight", call.channels, call.memory + 10 * call.channels)
+        call.v.weight = call.memory + 10 * call.channels
+    if bias is not None:
+        read_vector(bias, "bias", call.channels, call.memory + 11 * call.channels)
+        call.v.bias = call.memory + 11 * call.channels
+    return 0
+
+
+cdef void execute(Call call, verb reduce, finisher finish, verb apply) noexcept:
+    cdef Job *job = &call.job
+    if call.size == 0:
+        return
+    if call.size * job.itemsize < WITH_GIL:
+        run(job, &call.v, reduce, finish, apply, 1)
+    else:
+        with nogil:
+            run(job, &call.v, reduce, finish, apply, call.threads)
+
+
+cdef double real_number(object value, str name) except? -1:
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, cnp.ndarray)):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    return float(value)
+
+
+cdef double check_eps(object eps, bint training) except? -1:
+    cdef double value = real_number(eps, "eps")
+    if not value >= 0 or not isfinite(value):
+        raise ValueError(f"eps must be a finite number and not negative, got {value}")
+    if training and value == 0:
+        raise ValueError("eps must be positive when training, got 0.0")
+    return value
+
+
+cdef double check_momentum(object momentum) except? -1:
+    cdef double value = real_number(momentum, "momentum")
+    if not 0 <= value <= 1:
+        raise ValueError(f"momentum must be between 0 and 1, got {value}")
+    return value
+
+
+cdef int check_not_negative(const double *values, str name, Py_ssize_t channels) except -1:
+    cdef Py_ssize_t c
+    for c in range(channels):
+        if values[c] < 0:
+            raise ValueError(f"{name} must not be negative, got {values[c]} in channel {c}")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------- entries
+
+cdef tuple forward_call(object x, object running_mean, object running_var, object weight, object bias,
+                        object training, object momentum, object eps, object axis, object out, object num_threads,
+                        object correction, bint save):
+    cdef ndarray data = as_data(x, "x")
+    cdef ndarray y, mean_array = None, var_array = None
+    cdef Call call = open_call(data, axis, num_threads)
+    cdef Channels *v = &call.v
+    cdef Py_ssize_t c
+    cdef bint train = bool(training), track = running_mean is not None
+    cdef double share, spread, degrees
+    if track != (running_var is not None):
+        raise ValueError("running_mean and running_var must be given together, got only "
+                         + ("running_mean" if track else "running_var"))
+    if not train and not track:
+        raise ValueError("running_mean and running_var must be given when not training, got None")
+    v.eps = check_eps(eps, train)
+    share = check_momentum(momentum)
+    spread = real_number(correction, "correction")
+    if not 0 <= spread < 2:
+        raise ValueError(f"correction must be 0 or 1, got {correction}")
+    read_parameters(call, weight, bias)
+    if track:
+        read_vector(running_var, "running_var", call.channels, spare(call))
+        check_not_negative(spare(call), "running_var", call.channels)
+        read_vector(running_mean, "running_mean", call.channels, v.mean)
+    if train:
+        if call.count == 1 and call.size > 0:
+            raise ValueError(f"Expected more than 1 value per channel when training, "
+                             f"got input shape {(<object> data).shape}")
+        if track:
+            mean_array = as_running(running_mean, "running_mean", call.channels)
+            var_array = as_running(running_var, "running_var", call.channels)
+    y = as_out(out, data, (("x", data),))
+    describe(&call.job.out, &call.layout, y)
+
+    if train:
+        execute(call, kernels.collect_stats[call.type], finish_training, kernels.normalize[call.type])
+        if track and call.size > 0:
+            degrees = max(v.count - spread, 1)
+            running = call.job.offset   # free again
+            read_vector(running_mean, "running_mean", call.channels, running)
+            for c in range(call.channels):
+                running[c] = (1 - share) * running[c] + share * v.mean[c]
+            write_vector(mean_array, running)
+            for c in range(call.channels):
+                running[c] = (1 - share) * spare(call)[c] + share * (v.m2[c] / degrees)
+            write_vector(var_array, running)
+    else:
+        for c in range(call.channels):
+            v.invstd[c] = inverse_std(spare(call)[c], v.eps)
+        execute(call, NULL, finish_normalize, kernels.normalize[call.type])
+    if not save:
+        return y, None, None
+    return (y, new_vector(call.channels, cnp.NPY_FLOAT64, v.mean),
+            new_vector(call.channels, cnp.NPY_FLOAT64, v.invstd))
+
+
+def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction):
+    return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
+                        correction, False)[0]
+
+
+def batch_norm_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
+                       correction):
+    return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
+                        correction, True)
+
+
+def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads):
+    cdef ndarray data = as_data(x, "x")
+    cdef ndarray dy = as_same(grad_output, "grad_output", data), dx
+    cdef Call call = open_call(data, axis, num_threads)
+    cdef Channels *v = &call.v
+    cdef Py_ssize_t c
+    cdef int dtype
+    read_parameters(call, weight, None)
+    dtype = vector_dtype(weight, data)
+    read_vector(save_mean, "save_mean", call.channels, v.mean)
+    read_vector(save_invstd, "save_invstd", call.channels, v.invstd)
+    check_not_negative(v.invstd, "save_invstd", call.channels)
+    dx = as_out(out, data, (("grad_output", dy), ("x", data)))
+    describe(&call.job.dy, &call.layout, dy)
+    describe(&call.job.out, &call.layout, dx)
+    if training:
+        execute(call, kernels.backward_reduce[call.type], finish_backward, kernels.backward_input[call.type])
+    else:
+        call.job.source = &call.job.dy
+        execute(call, kernels.backward_reduce[call.type], finish_frozen, kernels.normalize[call.type])
+    for c in range(call.channels):
+        v.sum_dy_xmu[c] *= v.invstd[c]
+    return dx, new_vector(call.channels, dtype, v.sum_dy_xmu), new_vector(call.channels, dtype, v.sum_dy)
+
+
+def batch_norm_stats(x, axis, num_threads):
+    cdef ndarray data = as_data(x, "x")
+    cdef Call call = open_call(data, axis, num_threads)
+    execute(call, kernels.collect_stats[call.type], finish_moments, NULL)
+    return Moments(call.count if call.size else 0, new_vector(call.channels, cnp.NPY_FLOAT64, call.v.mean),
+                   new_vector(call.channels, cnp.NPY_FLOAT64, call.v.m2))
+
+
+def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads):
+    cdef ndarray data = as_data(x, "x"), y
+    cdef Call call = open_call(data, axis, num_threads)
+    read_vector(mean, "mean", call.channels, call.v.mean)
+    read_vector(invstd, "invstd", call.channels, call.v.invstd)
+    check_not_negative(call.v.invstd, "invstd", call.channels)
+    read_parameters(call, weight, bias)
+    y = as_out(out, data, (("x", data),))
+    describe(&call.job.out, &call.layout, y)
+    execute(call, NULL, finish_normalize, kernels.normalize[call.type])
+    return y
+
+
+def batch_norm_backward_reduce(grad_output, x, mean, axis, num_threads):
+    cdef ndarray data = as_data(x, "x")
+    cdef ndarray dy = as_same(grad_output, "grad_output", data)
+    cdef Call call = open_call(data, axis, num_threads)
+    read_vector(mean, "mean", call.channels, call.v.mean)
+    describe(&call.job.dy, &call.layout, dy)
+    execute(call, kernels.backward_reduce[call.type], finish_sums, NULL)
+    return (new_vector(call.channels, cnp.NPY_FLOAT64, call.v.sum_dy),
+            new_vector(call.channels, cnp.NPY_FLOAT64, call.v.sum_dy_xmu))
+
+
+def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, axis, out, num_threads):
+    cdef ndarray data = as_data(x, "x")
+    cdef ndarray dy = as_same(grad_output, "grad_output", data), dx
+    cdef Call call = open_call(data, axis, num_threads)
+    cdef Channels *v = &call.v
+    read_vector(mean, "mean", call.channels, v.mean)
+    read_vector(invstd, "invstd", call.channels, v.invstd)
+    check_not_negative(v.invstd, "invstd", call.channels)
+    read_parameters(call, weight, None)
+    read_vector(sum_dy, "sum_dy", call.channels, v.sum_dy)
+    read_vector(sum_dy_xmu, "sum_dy_xmu", call.channels, v.sum_dy_xmu)
+    v.count = real_number(count, "count")
+    if not v.count > 0 or not isfinite(v.count):
+        raise ValueError(f"count must be a positive number of values per channel, got {count}")
+    dx = as_out(out, data, (("grad_output", dy), ("x", data)))
+    describe(&call.job.dy, &call.layout, dy)
+    describe(&call.job.out, &call.layout, dx)
+    execute(call, NULL, finish_backward_input, kernels.backward_input[call.type])
+    return dx

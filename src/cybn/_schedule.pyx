@@ -1,0 +1,255 @@
+"""Which elements form a block (fixed: it makes the bits) and which thread does what, when (free).
+
+Between the sweeps over the elements stand the finishers: per channel, in double, they combine the slices and turn
+statistics into the coefficients of the second sweep.
+"""
+from cython.parallel cimport parallel, prange
+from libc.math cimport fabs, sqrt
+
+from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, ROWS, Job, verb
+from cybn._threads cimport usable_threads
+
+cdef enum:
+    SHORT = 64              # runs shorter than this are treated as rows of channels
+    PARTIALS = 8192         # slices * channels, about: enough slices for many threads, few enough to combine quickly
+    SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
+    HOT = 512 * 1024        # bytes a thread keeps in its cache: half of a usual L2
+
+
+# --------------------------------------------------------------------------------- decomposition: from shape and dtype
+
+cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    while b:
+        a, b = b, a % b
+    return a
+
+
+cdef void decompose(Job *job) noexcept nogil:
+    """Cut (outer, channels, inner) into blocks and slices. Nothing but these three numbers may decide."""
+    cdef Py_ssize_t width = job.channels * job.inner, whole
+    job.rows = job.inner < SHORT
+    job.period = 1
+    job.block_inner = job.inner
+    if job.rows:
+        # Several outer indices per row where rows are short, as long as there remain ROWS rows to sum over; a
+        # multiple of the lanes if one fits, so that no row ends in a tail.
+        job.period = max(1, min(COLUMNS // width, job.outer // ROWS))
+        whole = LANES // gcd(LANES, width)
+        if job.period > whole:
+            job.period -= job.period % whole
+        job.block_outer = ROWS * job.period
+        job.tile = job.channels if job.period > 1 else max(1, COLUMNS // job.inner)
+    else:
+        job.tile = COLUMNS // LANES
+        job.block_outer = max(1, PANEL // job.inner)
+        if job.inner > PANEL:
+            # Equal pieces, whole lanes.
+            job.block_inner = -(-job.inner // -(-job.inner // PANEL))
+            job.block_inner = -(-job.block_inner // LANES) * LANES
+    job.blocks_inner = -(-job.inner // job.block_inner)
+    job.blocks = -(-job.outer // job.block_outer) * job.blocks_inner
+    job.slices = max(1, min(PARTIALS // job.channels, job.blocks))
+    job.slice_blocks = -(-job.blocks // job.slices)
+    job.slices = -(-job.blocks // job.slice_blocks)
+
+
+cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
+    """Doubles of `job.partial` and `job.counts`."""
+    return (2 * job.channels + 1) * job.slices
+
+
+cdef void count_slices(Job *job) noexcept nogil:
+    cdef Py_ssize_t block, bo, bi, piece
+    for piece in range(job.slices):
+        job.counts[piece] = 0
+        for block in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
+            bo = block // job.blocks_inner
+            bi = block - bo * job.blocks_inner
+            job.counts[piece] += (min(job.block_outer, job.outer - bo * job.block_outer)
+                                  * min(job.block_inner, job.inner - bi * job.block_inner))
+
+
+# ------------------------------------------------------------------------------------------------------------ schedule
+
+cdef void group(Job *job, const Channels *v, verb reduce, finisher finish, verb apply,
+                Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """Owner: one thread takes channels from their statistics to their results while they are in its cache."""
+    cdef Py_ssize_t piece
+    if reduce != NULL:
+        for piece in range(job.slices):
+            reduce(job, c0, c1, piece)
+    finish(job, v, c0, c1)
+    if apply != NULL:
+        # Backwards: what was read last is still in the cache.
+        for piece in range(job.slices):
+            apply(job, c0, c1, job.slices - 1 - piece)
+
+
+cdef void sweep(const Job *job, verb work, Py_ssize_t width, Py_ssize_t groups, Py_ssize_t first, Py_ssize_t last,
+                bint backwards) noexcept nogil:
+    """Tasks [first, last) of slices x groups of channels, in the order of memory or against it."""
+    cdef Py_ssize_t i, task, piece, c0
+    for i in range(first, last):
+        task = last - 1 - (i - first) if backwards else i
+        piece = task // groups
+        c0 = (task - piece * groups) * width
+        work(job, c0, min(c0 + width, job.channels), piece)
+
+
+cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
+    """reduce -> finish -> apply over the whole array; reduce and apply may be NULL."""
+    cdef Py_ssize_t operands = 1 + (job.dy.data != NULL) + (job.out.data != NULL)
+    cdef Py_ssize_t channel_bytes = job.outer * job.inner * job.itemsize * operands
+    cdef Py_ssize_t width = max(1, HOT // max(1, channel_bytes)), groups, tasks, t
+    cdef bint owner = True
+    threads = <int> min(<Py_ssize_t> usable_threads(threads), channel_bytes * job.channels // SERIAL + 1)
+    if job.rows:
+        # A group must take whole rows of a period, and else enough of each row to use the cache lines it touches.
+        if job.period > 1:
+            owner = channel_bytes * job.channels <= HOT
+            width = job.channels
+        elif width * job.inner * job.itemsize < 1024:
+            owner = channel_bytes * job.channels <= HOT
+            width = max(1, 1024 // (job.inner * job.itemsize))
+    elif channel_bytes > HOT:
+        owner = False
+    if reduce == NULL or apply == NULL:
+        owner = False       # one sweep: nothing to keep
+    if not owner:
+        width = job.tile
+    if owner and threads > 1:
+        # Enough groups for every thread, evenly.
+        width = min(width, -(-job.channels // threads))
+    width = min(width, job.channels)
+    groups = -(-job.channels // width)
+    if owner and threads > 1 and groups < threads:
+        owner = False
+    if threads == 1:
+        if owner:
+            for t in range(groups):
+                group(job, v, reduce, finish, apply, t * width, min((t + 1) * width, job.channels))
+        else:
+            if reduce != NULL:
+                sweep(job, reduce, width, groups, 0, groups * job.slices, False)
+            finish(job, v, 0, job.channels)
+            if apply != NULL:
+                sweep(job, apply, width, groups, 0, groups * job.slices, True)
+        return
+    tasks = groups * job.slices
+    with parallel(num_threads=threads):
+        if owner:
+            for t in prange(groups, schedule='dynamic'):
+                group(job, v, reduce, finish, apply, t * width, min((t + 1) * width, job.channels))
+        else:
+            # Share t of each phase goes to the same thread, so the second sweep starts in its own cache.
+            if reduce != NULL:
+                for t in prange(threads, schedule='static', chunksize=1):
+                    sweep(job, reduce, width, groups, tasks * t // threads, tasks * (t + 1) // threads, False)
+            for t in prange(threads, schedule='static', chunksize=1):
+                finish(job, v, job.channels * t // threads, job.channels * (t + 1) // threads)
+            if apply != NULL:
+                for t in prange(threads, schedule='static', chunksize=1):
+                    sweep(job, apply, width, groups, tasks * t // threads, tasks * (t + 1) // threads, True)
+
+
+# ----------------------------------------------------------------------------------------------------------- finishers
+
+cdef double inverse_std(double var, double eps) noexcept nogil:
+    """1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN."""
+    return 1 / sqrt(var + eps) if var + eps != 0 else 0
+
+
+cdef void combine(const Job *job, Py_ssize_t c, double *first, double *second) noexcept nogil:
+    """Mean and m2 of a channel from its slices: two passes over the slice means, exact to double rounding."""
+    cdef const double *p = job.partial + 2 * c
+    cdef Py_ssize_t s, step = 2 * job.channels
+    cdef double n, total = 0, shift = p[0], mean = 0, m2 = 0, d
+    if job.slices == 1:
+        first[0] = p[0]
+        second[0] = p[1]
+        return
+    for s in range(job.slices):
+        n = job.counts[s]
+        total += n
+        mean += n * (p[s * step] - shift)
+    mean = shift + mean / total
+    for s in range(job.slices):
+        d = p[s * step] - mean
+        m2 += p[s * step + 1] + job.counts[s] * (d * d)
+    first[0] = mean
+    second[0] = m2
+
+
+cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(c0, c1):
+        combine(job, c, v.mean + c, v.m2 + c)
+
+
+cdef inline void scale_down(Job *job, const Channels *v, Py_ssize_t c) noexcept nogil:
+    """Near the ends of float32 (x - mean would overflow, or the scale underflow) x is scaled by a power of two first."""
+    cdef bint wide = fabs(v.mean[c]) > 1e30 or fabs(v.invstd[c]) < 1e-30
+    job.factor[c] = 1.0 / 18446744073709551616.0 if wide else 1
+    job.center[c] = v.mean[c] * job.factor[c]
+
+
+cdef void finish_normalize(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """mean and invstd -> the coefficients of `normalize`."""
+    cdef Py_ssize_t c
+    for c in range(c0, c1):
+        scale_down(job, v, c)
+        job.scale[c] = v.invstd[c] / job.factor[c]
+        if v.weight != NULL:
+            job.scale[c] = job.scale[c] * v.weight[c]
+        job.offset[c] = v.bias[c] if v.bias != NULL else 0
+        job.slope[c] = 0
+
+
+cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """Slices -> mean, m2, invstd -> the coefficients of `normalize`."""
+    cdef Py_ssize_t c
+    finish_moments(job, v, c0, c1)
+    for c in range(c0, c1):
+        v.invstd[c] = inverse_std(v.m2[c] / v.count, v.eps)
+    finish_normalize(job, v, c0, c1)
+
+
+cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """Slices -> sum_dy, sum_dy_xmu."""
+    cdef Py_ssize_t c, s
+    cdef const double *p
+    for c in range(c0, c1):
+        v.sum_dy[c] = 0
+        v.sum_dy_xmu[c] = 0
+        p = job.partial + 2 * c
+        for s in range(job.slices):
+            v.sum_dy[c] += p[0]
+            v.sum_dy_xmu[c] += p[1]
+            p += 2 * job.channels
+
+
+cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """Sums -> the coefficients of `backward_input`."""
+    cdef Py_ssize_t c
+    for c in range(c0, c1):
+        scale_down(job, v, c)
+        job.scale[c] = v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
+        job.offset[c] = v.sum_dy[c] / v.count
+        job.slope[c] = v.invstd[c] * v.invstd[c] * (v.sum_dy_xmu[c] / v.count) / job.factor[c]
+
+
+cdef void finish_backward(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    finish_sums(job, v, c0, c1)
+    finish_backward_input(job, v, c0, c1)
+
+
+cdef void finish_frozen(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """Constants as statistics: dx = dy * weight * invstd, which is `normalize` applied to dy with mean 0."""
+    cdef Py_ssize_t c
+    finish_sums(job, v, c0, c1)
+    for c in range(c0, c1):
+        job.factor[c] = 1
+        job.center[c] = 0
+        job.scale[c] = v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
+        job.offset[c] = 0
+        job.slope[c] = 0

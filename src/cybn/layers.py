@@ -1,0 +1,367 @@
+"""The layers: parameters, running statistics and modes around the functions, named as in PyTorch."""
+
+import operator
+
+import numpy as np
+
+from cybn.functional import batch_norm, batch_norm_backward, batch_norm_forward
+
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+
+class BatchNorm:
+    """Batch normalization over inputs of any rank: (N, C), (N, C, L), (N, C, H, W), (N, C, D, H, W), ...
+
+    Training: ``y = weight * (x - mu) / sqrt(sigma^2 + eps) + bias`` with the mean and biased variance of the batch, per
+    channel; evaluation: the same with `running_mean` and `running_var` (Ioffe & Szegedy 2015, algorithms 1 and 2).
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels C.
+    eps : float, default 1e-5
+        Added to the variance. 0 is allowed in evaluation only.
+    momentum : float or None, default 0.1
+        Weight of the new batch in the running statistics, from 0 to 1. None: the cumulative average of all batches.
+    affine : bool, default True
+        Whether to learn `weight` and `bias`.
+    track_running_stats : bool, default True
+        Whether to keep `running_mean` and `running_var`. Without them the batch's own statistics are used in evaluation
+        too.
+    axis : int, default 1
+        The channel axis of the input.
+    dtype : {numpy.float32, numpy.float64}, default float32
+        Of the parameters and running statistics. Inputs may be of either, whatever this is.
+    bias : bool, default True
+        With ``affine``: whether there is a `bias`. False where the next layer adds a constant anyway.
+
+    Attributes
+    ----------
+    weight, bias : ndarrays of shape (C,), or None
+        gamma, initially 1, and beta, initially 0.
+    grad_weight, grad_bias : ndarrays of shape (C,), or None
+        Set by `backward`; None before, and where there is no such parameter.
+    running_mean, running_var : ndarrays of shape (C,), or None
+        Initially 0 and 1. Updated in place by every training forward pass; `running_var` with the unbiased variance.
+    num_batches_tracked : int or None
+        Training forward passes that updated the running statistics.
+    training : bool
+        The mode, set by `train` and `eval`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type or out of range, with argument, expected and got.
+
+    Notes
+    -----
+    A training forward pass keeps a reference to its input until `backward` has no more use for it: do not change `x`
+    in between. An evaluation pass keeps nothing unless asked to.
+
+    Examples
+    --------
+    >>> import numpy as np, cybn
+    >>> bn = cybn.BatchNorm(8)
+    >>> x = np.random.default_rng(0).normal(size=(32, 8, 5, 5)).astype(np.float32)
+    >>> y = bn(x)
+    >>> dx = bn.backward(np.ones_like(y))
+    >>> dx.shape, bn.grad_bias.shape
+    ((32, 8, 5, 5), (8,))
+    """
+
+    _ranks = None  # the ranks a subclass accepts
+
+    def __init__(
+        self,
+        num_features,
+        eps=1e-5,
+        momentum=0.1,
+        affine=True,
+        track_running_stats=True,
+        *,
+        axis=1,
+        dtype=np.float32,
+        bias=True,
+    ):
+        self.num_features = _integer("num_features", num_features)
+        if self.num_features < 1:
+            raise ValueError(f"num_features must be at least 1, got {num_features}")
+        self.eps = _number("eps", eps)
+        if not 0 <= self.eps < np.inf:
+            raise ValueError(f"eps must be a finite number and not negative, got {eps}")
+        self.momentum = None if momentum is None else _number("momentum", momentum)
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must be between 0 and 1, or None, got {momentum}")
+        self.affine = bool(affine)
+        self.track_running_stats = bool(track_running_stats)
+        self.axis = _integer("axis", axis)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64) or not self.dtype.isnative:
+            raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
+        self.training = True
+        self.weight = np.empty(self.num_features, self.dtype) if self.affine else None
+        self.bias = np.empty(self.num_features, self.dtype) if self.affine and bias else None
+        self.running_mean = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
+        self.running_var = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
+        self.reset_parameters()
+
+    # ------------------------------------------------------------------------------------------------------- the pass
+
+    def __call__(self, x, *, out=None, num_threads=None, save_for_backward=None):
+        """See `forward`."""
+        return self.forward(x, out=out, num_threads=num_threads, save_for_backward=save_for_backward)
+
+    def forward(self, x, *, out=None, num_threads=None, save_for_backward=None):
+        """Normalize `x`; when training, update the running statistics.
+
+        Parameters
+        ----------
+        x : array with C channels along `axis`
+            float32 or float64, any strides.
+        out : array of x's shape and dtype, optional
+            Receives the result; may be `x` itself (then `backward`, which needs x, refuses).
+        num_threads : int, optional
+            For this call only.
+        save_for_backward : bool, optional
+            Whether to keep what `backward` needs. By default that is done when training and not in evaluation.
+
+        Returns
+        -------
+        ndarray
+            y, of x's shape, dtype and memory layout, or `out`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `cybn.batch_norm`; also for a wrong rank (`BatchNorm1d`, ...) or number of channels. A failed call
+            changes nothing.
+        """
+        x = self._checked(x)
+        batch_stats = self.training or not self.track_running_stats
+        update = self.training and self.track_running_stats
+        given = update or not batch_stats
+        running_mean = self.running_mean if given else None
+        running_var = self.running_var if given else None
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / (self.num_batches_tracked + 1) if update else 0.0
+        save = self.training if save_for_backward is None else bool(save_for_backward)
+        args = (x, running_mean, running_var, self.weight, self.bias, batch_stats, momentum, self.eps)
+        if save:
+            y, mean, invstd = batch_norm_forward(*args, axis=self.axis, out=out, num_threads=num_threads)
+            overwritten = out is not None and np.may_share_memory(x, y)
+            self._saved = _Saved(None if overwritten else x, mean, invstd, batch_stats)
+        else:
+            y = batch_norm(*args, axis=self.axis, out=out, num_threads=num_threads)
+            self._saved = None
+        if update and x.size:
+            self.num_batches_tracked += 1
+        return y
+
+    def backward(self, grad_output, *, out=None, num_threads=None):
+        """Gradient of the loss with respect to the last `forward`'s x; sets `grad_weight` and `grad_bias`.
+
+        Parameters
+        ----------
+        grad_output : array of the input's shape and dtype
+            Gradient with respect to y.
+        out : array of the input's shape and dtype, optional
+            Receives the result; may be `grad_output` itself.
+        num_threads : int, optional
+            For this call only.
+
+        Returns
+        -------
+        ndarray
+            grad_input, of the input's shape, dtype and memory layout, or `out`.
+
+        Raises
+        ------
+        RuntimeError
+            If no `forward` has kept what is needed.
+        TypeError, ValueError
+            As `cybn.batch_norm_backward`.
+        """
+        saved = self._saved
+        if saved is None:
+            raise RuntimeError(
+                "backward needs a forward before it: call forward(x) in training mode, "
+                "or forward(x, save_for_backward=True) in evaluation mode"
+            )
+        if saved.x is None:
+            raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
+        grad_input, grad_weight, grad_bias = batch_norm_backward(
+            grad_output,
+            saved.x,
+            saved.mean,
+            saved.invstd,
+            self.weight,
+            saved.training,
+            axis=self.axis,
+            out=out,
+            num_threads=num_threads,
+        )
+        self.grad_weight = None if self.weight is None else grad_weight
+        self.grad_bias = None if self.bias is None else grad_bias
+        return grad_input
+
+    def _checked(self, x):
+        """x as an array with the layer's rank and number of channels."""
+        if not isinstance(x, np.ndarray):
+            x = np.asarray(x)
+        if self._ranks is not None and x.ndim not in self._ranks:
+            expected = " or ".join(f"{rank}D" for rank in self._ranks)
+            raise ValueError(f"x must be {expected} for {type(self).__name__}, got {x.ndim}D of shape {x.shape}")
+        if not -x.ndim <= self.axis < x.ndim:
+            raise ValueError(f"x must have an axis {self.axis} for the channels, got shape {x.shape}")
+        if x.shape[self.axis] != self.num_features:
+            raise ValueError(
+                f"x must have {self.num_features} channels along axis {self.axis}, "
+                f"got {x.shape[self.axis]} in shape {x.shape}"
+            )
+        return x
+
+    # ------------------------------------------------------------------------------------------------------- the mode
+
+    def train(self, mode=True):
+        """Set training mode, or with False evaluation mode; return the layer."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self):
+        """Set evaluation mode; return the layer."""
+        return self.train(False)
+
+    # ------------------------------------------------------------------------------------------------------ the state
+
+    def reset_running_stats(self):
+        """Set `running_mean` to 0, `running_var` to 1 and `num_batches_tracked` to 0."""
+        if self.track_running_stats:
+            self.running_mean[...] = 0
+            self.running_var[...] = 1
+        self.num_batches_tracked = 0 if self.track_running_stats else None
+
+    def reset_parameters(self):
+        """Set `weight` to 1, `bias` to 0, and forget running statistics, gradients and the last pass."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            self.weight[...] = 1
+        if self.bias is not None:
+            self.bias[...] = 0
+        self.grad_weight = self.grad_bias = None
+        self._saved = None
+
+    def state_dict(self):
+        """Return copies of the parameters and running statistics, under PyTorch's names.
+
+        Returns
+        -------
+        dict
+            Of those that the layer has: ``weight``, ``bias``, ``running_mean``, ``running_var`` (arrays of shape (C,))
+            and ``num_batches_tracked`` (int64 array of shape ()).
+        """
+        state = {name: array.copy() for name, array in self._arrays().items()}
+        if self.track_running_stats:
+            state["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
+        return state
+
+    def load_state_dict(self, state):
+        """Take over parameters and running statistics; all of them or, on an error, none.
+
+        Parameters
+        ----------
+        state : mapping
+            As `state_dict` returns it; values may be anything NumPy can view, of any real dtype. Without
+            ``num_batches_tracked`` the counter stays.
+
+        Raises
+        ------
+        KeyError
+            For missing and unexpected names, all of them in one message.
+        TypeError, ValueError
+            For values that are not real numbers, have another shape, or a negative ``running_var``.
+        """
+        arrays = self._arrays()
+        missing = [name for name in arrays if name not in state]
+        known = {*arrays, "num_batches_tracked"} if self.track_running_stats else set(arrays)
+        unexpected = [name for name in state if name not in known]
+        if missing or unexpected:
+            raise KeyError(f"state must have the names {sorted(arrays)}, missing {missing}, unexpected {unexpected}")
+        new = {}
+        for name, array in arrays.items():
+            value = np.asarray(state[name])
+            if value.dtype.kind not in "fiu":
+                raise TypeError(f"{name} must be an array of real numbers, got an array of {value.dtype}")
+            if value.shape != array.shape:
+                raise ValueError(f"{name} must have shape {array.shape}, got shape {value.shape}")
+            new[name] = value
+        if "running_var" in new and np.any(new["running_var"] < 0):
+            raise ValueError(f"running_var must not be negative, got {new['running_var'].min()}")
+        counter = self.num_batches_tracked
+        if "num_batches_tracked" in state:
+            counter = _integer("num_batches_tracked", np.asarray(state["num_batches_tracked"])[()])
+            if counter < 0:
+                raise ValueError(f"num_batches_tracked must not be negative, got {counter}")
+        for name, value in new.items():
+            arrays[name][...] = value
+        self.num_batches_tracked = counter
+
+    def _arrays(self):
+        names = ("weight", "bias", "running_mean", "running_var")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def __repr__(self):
+        return (
+            f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, track_running_stats={self.track_running_stats}, axis={self.axis}, "
+            f"dtype={self.dtype}, bias={self.bias is not None})"
+        )
+
+    def __getstate__(self):
+        # A pickled or copied layer carries its state, not the activations of its last pass.
+        return {**self.__dict__, "_saved": None}
+
+
+class BatchNorm1d(BatchNorm):
+    """`BatchNorm` that accepts (N, C) and (N, C, L) only."""
+
+    _ranks = (2, 3)
+
+
+class BatchNorm2d(BatchNorm):
+    """`BatchNorm` that accepts (N, C, H, W) only."""
+
+    _ranks = (4,)
+
+
+class BatchNorm3d(BatchNorm):
+    """`BatchNorm` that accepts (N, C, D, H, W) only."""
+
+    _ranks = (5,)
+
+
+class _Saved:
+    """What `backward` needs of a forward pass."""
+
+    __slots__ = ("invstd", "mean", "training", "x")
+
+    def __init__(self, x, mean, invstd, training):
+        self.x = x
+        self.mean = mean
+        self.invstd = invstd
+        self.training = training
+
+
+def _integer(name, value):
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def _number(name, value):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.floating | np.integer):
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    return float(value)
