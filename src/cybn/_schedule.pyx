@@ -18,6 +18,10 @@ cdef enum:
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
 
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
 cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     while b:
         a, b = b, a % b
@@ -44,13 +48,13 @@ cdef void decompose(Job *job) noexcept nogil:
         job.block_outer = max(1, PANEL // job.inner)
         if job.inner > PANEL:
             # Equal pieces, whole lanes.
-            job.block_inner = -(-job.inner // -(-job.inner // PANEL))
-            job.block_inner = -(-job.block_inner // LANES) * LANES
-    job.blocks_inner = -(-job.inner // job.block_inner)
-    job.blocks = -(-job.outer // job.block_outer) * job.blocks_inner
+            job.block_inner = ceil_div(job.inner, ceil_div(job.inner, PANEL))
+            job.block_inner = ceil_div(job.block_inner, LANES) * LANES
+    job.blocks_inner = ceil_div(job.inner, job.block_inner)
+    job.blocks = ceil_div(job.outer, job.block_outer) * job.blocks_inner
     job.slices = max(1, min(PARTIALS // job.channels, job.blocks))
-    job.slice_blocks = -(-job.blocks // job.slices)
-    job.slices = -(-job.blocks // job.slice_blocks)
+    job.slice_blocks = ceil_div(job.blocks, job.slices)
+    job.slices = ceil_div(job.blocks, job.slice_blocks)
 
 
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
@@ -101,29 +105,22 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     cdef Py_ssize_t operands = 1 + (job.dy.data != NULL) + (job.out.data != NULL)
     cdef Py_ssize_t channel_bytes = job.outer * job.inner * job.itemsize * operands
     cdef Py_ssize_t width = max(1, HOT // max(1, channel_bytes)), groups, tasks, t
-    cdef bint owner = True
+    cdef bint owner = reduce != NULL and apply != NULL     # with one sweep there is nothing to keep
     threads = <int> min(<Py_ssize_t> usable_threads(threads), channel_bytes * job.channels // SERIAL + 1)
-    if job.rows:
-        # A group must take whole rows of a period, and else enough of each row to use the cache lines it touches.
-        if job.period > 1:
-            owner = channel_bytes * job.channels <= HOT
-            width = job.channels
-        elif width * job.inner * job.itemsize < 1024:
-            owner = channel_bytes * job.channels <= HOT
-            width = max(1, 1024 // (job.inner * job.itemsize))
-    elif channel_bytes > HOT:
-        owner = False
-    if reduce == NULL or apply == NULL:
-        owner = False       # one sweep: nothing to keep
-    if not owner:
-        width = job.tile
-    if owner and threads > 1:
-        # Enough groups for every thread, evenly.
-        width = min(width, -(-job.channels // threads))
+    # An owner's group must be hot in cache, whole rows where a row holds a period of channels, else wide enough to use
+    # the cache lines that it touches, and there must be one for every thread.
+    if job.rows and job.period > 1:
+        width = job.channels
+    elif job.rows:
+        width = max(width, 1024 // (job.inner * job.itemsize))
+    if threads > 1 and not (job.rows and job.period > 1):
+        width = min(width, ceil_div(job.channels, threads))
     width = min(width, job.channels)
-    groups = -(-job.channels // width)
-    if owner and threads > 1 and groups < threads:
-        owner = False
+    groups = ceil_div(job.channels, width)
+    owner = owner and width * channel_bytes <= HOT and groups >= threads
+    if not owner:
+        width = min(job.tile, job.channels)
+        groups = ceil_div(job.channels, width)
     if threads == 1:
         if owner:
             for t in range(groups):

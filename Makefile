@@ -1,0 +1,42 @@
+# Two commands: `make demo` and `make test`. Each sets up all it needs in .venv and rebuilds what was edited.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi')
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
+	$(BIN)/python examples/digits.py
+
+test: $(VENV)/.installed $(VENV)/.test  ## the whole test suite
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed $(VENV)/.bench  ## asv benchmarks of the working tree
+	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --show-stderr
+
+lint: $(VENV)/.dev  ## what pre-commit runs
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/cython-lint src
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info
+
+# Dependency groups, each installed once and again when pyproject.toml changes.
+$(VENV)/.%: pyproject.toml | $(VENV)/.created
+	$(PIP) install --group $*
+	touch $@
+
+$(VENV)/.installed: $(SOURCES) | $(VENV)/.build
+	$(PIP) install --no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	touch $@
+
+# Or make would take these stamps for intermediate files and delete them.
+.PRECIOUS: $(VENV)/.%
