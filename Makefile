@@ -30,6 +30,8 @@ $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	touch $@
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.build
+	@# setuptools would install modules that were deleted since, from its build directory.
+	@mkdir -p build && find build -path 'build/lib*' -name '*.py*' -delete
 	$(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 

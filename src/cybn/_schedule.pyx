@@ -230,7 +230,9 @@ cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_s
     cdef Py_ssize_t c
     for c in range(c0, c1):
         scale_down(job, v, c)
-        job.scale[c] = v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
+        job.scale[c] = v.invstd[c] / job.factor[c]
+        if v.weight != NULL:
+            job.scale[c] = job.scale[c] * v.weight[c]
         job.offset[c] = v.sum_dy[c] / v.count
         job.slope[c] = v.invstd[c] * v.invstd[c] * (v.sum_dy_xmu[c] / v.count) / job.factor[c]
 

@@ -165,42 +165,71 @@ cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_s
 
 # ---------------------------------------------------------------------------------------------------------- leaves
 
-cdef inline void accumulate(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                            Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
-                            real *sums, real *dots, bint backward) noexcept nogil:
-    """Per column: sums += t, dots += t * d, with d = x - shift and t = d (statistics) or dy (backward).
+cdef inline void accumulate_stats(const real *x, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t cols,
+                                  const real *shift, double *sums, real *dots) noexcept nogil:
+    """Per column: sums += x, dots += (x - shift)^2.
 
+    The sum is double: with it the mean is exact to double rounding, and so is y near 0, for which every error of the
+    mean counts. float64 input sums x - shift instead, which serves data with a large offset the same way.
     Local arrays, because gcc keeps those in registers; through pointers it would have to fear that they overlap.
     """
-    cdef real a[LANES]
+    cdef double a[LANES]
     cdef real q[LANES]
-    cdef real h[LANES]
-    cdef real l[LANES]
+    cdef real k[LANES]
     cdef Py_ssize_t r, j
-    cdef real d, t
+    cdef real d
     for j in range(cols):
         a[j] = sums[j]
         q[j] = dots[j]
-        h[j] = hi[j]
-        l[j] = lo[j]
+        k[j] = shift[j]
     for r in range(rows):
         for j in range(cols):
-            d = x[r * x_pitch + j] - h[j]
-            if backward:
-                d = d - l[j]
-                t = dy[r * dy_pitch + j]
-            else:
-                t = d
-            a[j] += t
-            q[j] += t * d
+            d = x[r * pitch + j] - k[j]
+            a[j] += d if sizeof(real) == 8 else x[r * pitch + j]
+            q[j] += d * d
     for j in range(cols):
         sums[j] = a[j]
         dots[j] = q[j]
 
 
+cdef inline void accumulate_grads(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
+                                  Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
+                                  double *sums, real *dots) noexcept nogil:
+    """Per column: sums += dy, dots += dy * ((x - hi) - lo), both in the input's type."""
+    cdef real a[LANES]
+    cdef real q[LANES]
+    cdef real h[LANES]
+    cdef real l[LANES]
+    cdef Py_ssize_t r, j
+    cdef real t
+    for j in range(cols):
+        a[j] = <real> sums[j]
+        q[j] = dots[j]
+        h[j] = hi[j]
+        l[j] = lo[j]
+    for r in range(rows):
+        for j in range(cols):
+            t = dy[r * dy_pitch + j]
+            a[j] += t
+            q[j] += t * ((x[r * x_pitch + j] - h[j]) - l[j])
+    for j in range(cols):
+        sums[j] = a[j]
+        dots[j] = q[j]
+
+
+cdef inline void accumulate(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
+                            Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
+                            double *sums, real *dots, bint backward) noexcept nogil:
+    if backward:
+        accumulate_grads(x, x_pitch, dy, dy_pitch, rows, cols, hi, lo, sums, dots)
+    else:
+        accumulate_stats(x, x_pitch, rows, cols, hi, sums, dots)
+
+
 cdef inline void reduce_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                               Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
-                              real *sums, real *dots, bint backward) noexcept nogil:
+                              double *sums, real *dots, bint backward) noexcept nogil:
+    """Groups of LANES columns: with a constant number of them gcc makes whole vectors."""
     cdef Py_ssize_t g, j = cols - cols % LANES
     for g in range(cols // LANES):
         accumulate(x + g * LANES, x_pitch, dy + g * LANES, dy_pitch, rows, LANES, hi + g * LANES, lo + g * LANES,
@@ -213,7 +242,7 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
                              Py_ssize_t rows, Py_ssize_t cols, const real *factor, const real *hi, const real *lo,
                              const real *scale, const real *offset, const real *slope,
                              real *out, Py_ssize_t out_pitch, bint backward, bint uniform) noexcept nogil:
-    """y = d * scale + offset, or dx = ((dy - offset) - d * slope) * scale, with d = (x * factor - hi) - lo.
+    """y = d * scale + offset, or dx = ((dy - offset) - d * slope) * scale * factor, with d = (x * factor - hi) - lo.
 
     `uniform`: one channel, its coefficients in element 0 of each table.
     """
@@ -226,13 +255,13 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
             if uniform:
                 d = (d * f0 - h0) - l0
                 if backward:
-                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - o0) - d * t0) * s0
+                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - o0) - d * t0) * s0 * f0
                 else:
                     out[r * out_pitch + j] = d * s0 + o0
             else:
                 d = (d * factor[j] - hi[j]) - lo[j]
                 if backward:
-                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - offset[j]) - d * slope[j]) * scale[j]
+                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - offset[j]) - d * slope[j]) * scale[j] * factor[j]
                 else:
                     out[r * out_pitch + j] = d * scale[j] + offset[j]
 
@@ -312,26 +341,22 @@ cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double 
     second[0] = q if backward or not isfinite(q) else q - a * a / count
 
 
-cdef inline bint lost(double a, double q, double count, bint backward, real *kind) noexcept nogil:
-    """Whether the accumulators of type real overflowed, underflowed or (statistics) cancelled."""
+cdef inline bint lost(double a, double q, bint backward, real *kind) noexcept nogil:
+    """Whether accumulators of type real have overflowed or underflowed."""
     cdef double tiny = 1e-30 if sizeof(real) == 4 else 1e-290
-    if not (isfinite(a) and isfinite(q)):
-        return True
-    if fabs(q) < tiny:
-        return q != 0 or (a != 0 and not backward)
-    # The shift is more than two standard deviations off: m2 would be the small difference of two large sums.
-    return not backward and a * a > 0.75 * count * q
+    return not (isfinite(a) and isfinite(q)) or (fabs(q) < tiny and q != 0)
 
 
 cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile, Py_ssize_t piece,
-                      double before, Py_ssize_t cols, const int *owner, const real *sums, const real *dots,
+                      double before, Py_ssize_t cols, const int *owner, const double *sums, const real *dots,
                       const real *shift, bint backward, real *kind) noexcept nogil:
     """Fold the columns into their channels and the block into the slice (Chan, Golub, LeVeque 1979)."""
     cdef double s1[COLUMNS]
     cdef double s2[COLUMNS]
-    cdef double mean, m2, delta, count = <double> block.count
+    cdef double first, second, delta, count = <double> block.count
     cdef double *partial = job.partial + (piece * job.channels + c0) * 2
     cdef Py_ssize_t c, j
+    cdef bint again
     for c in range(tile):
         s1[c] = 0
         s2[c] = 0
@@ -339,28 +364,34 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
         s1[owner[j]] += sums[j]
         s2[owner[j]] += dots[j]
     for c in range(tile):
-        if lost(s1[c], s2[c], count, backward, kind):
-            repair_block(job, block, c0 + c, &mean, &m2, backward, kind)
-        elif backward:
-            mean, m2 = s1[c], s2[c]
-        else:
-            mean = shift[c] + s1[c] / count
-            m2 = s2[c] - s1[c] * s1[c] / count
+        first = s1[c]
+        second = s2[c]
+        again = lost(first, second, backward, kind)
+        if not backward:
+            # Sum and squares -> mean and m2. They are useless if the shift is more than two standard deviations off (m2
+            # would be the small difference of large numbers), or if squares vanished though the values differ.
+            first = first / count
+            delta = first if sizeof(real) == 8 else first - shift[c]
+            again = again or count * delta * delta > 0.75 * second
+            first = shift[c] + delta
+            second -= count * delta * delta
+        if again:
+            repair_block(job, block, c0 + c, &first, &second, backward, kind)
         if backward:
-            partial[2 * c] += mean
-            partial[2 * c + 1] += m2
+            partial[2 * c] += first
+            partial[2 * c + 1] += second
         elif before == 0:
-            partial[2 * c] = mean
-            partial[2 * c + 1] = m2
+            partial[2 * c] = first
+            partial[2 * c + 1] = second
         else:
-            delta = mean - partial[2 * c]
+            delta = first - partial[2 * c]
             partial[2 * c] += delta * (count / (before + count))
-            partial[2 * c + 1] += m2 + delta * delta * (before * count / (before + count))
+            partial[2 * c + 1] += second + delta * delta * (before * count / (before + count))
 
 
 cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                              bint backward, real *kind) noexcept nogil:
-    cdef real sums[COLUMNS]
+    cdef double sums[COLUMNS]
     cdef real dots[COLUMNS]
     cdef real hi[COLUMNS]
     cdef real lo[COLUMNS]

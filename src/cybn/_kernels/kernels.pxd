@@ -6,8 +6,8 @@ computed once, in `_schedule.pyx`, from shape and dtype alone: it is what fixes 
 """
 
 cdef enum:
-    LANES = 32          # float accumulators of a run: element i of a block goes to lane i % LANES
-    COLUMNS = 512       # accumulators of a tile: 16 channels of LANES, or a row of up to 512 columns
+    LANES = 16          # accumulators of a run: element i of a block goes to lane i % LANES
+    COLUMNS = 512       # accumulators of a tile: 32 channels of LANES, or a row of up to 512 columns
     PANEL = 2048        # elements handled at a time: a block of a run; the size of a staging buffer
     ROWS = 64           # rows of a block in the rows traversal, so no accumulator sums more than ROWS values
     NDIM = 64           # NumPy's limit of axes
@@ -49,7 +49,7 @@ cdef struct Job:
     # Per channel, always double; the kernels round what they use to their own type.
     double *mean                # what backward_reduce subtracts
     double *center              # the map: d = (x * factor - center); y = d * scale + offset
-    double *factor              #          dx = ((dy - offset) - d * slope) * scale
+    double *factor              #          dx = ((dy - offset) - d * slope) * scale * factor
     double *scale
     double *offset
     double *slope
