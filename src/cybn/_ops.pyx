@@ -3,9 +3,7 @@
 Nothing the caller owns is touched before the last check has passed, and `running_mean`, `running_var` only after the
 arithmetic is done.
 """
-import math
 import numbers
-import operator
 
 from cybn import _kernels
 from cybn.reference import Moments

@@ -184,7 +184,7 @@ cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t 
 
 
 cdef inline void scale_down(Job *job, const Channels *v, Py_ssize_t c) noexcept nogil:
-    """Near the ends of float32 (x - mean would overflow, or the scale underflow) x is scaled by a power of two first."""
+    """Near the ends of float32 (x - mean would overflow, the scale underflow) x is first scaled by a power of two."""
     cdef bint wide = fabs(v.mean[c]) > 1e30 or fabs(v.invstd[c]) < 1e-30
     job.factor[c] = 1.0 / 18446744073709551616.0 if wide else 1
     job.center[c] = v.mean[c] * job.factor[c]
@@ -218,11 +218,10 @@ cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1)
     for c in range(c0, c1):
         v.sum_dy[c] = 0
         v.sum_dy_xmu[c] = 0
-        p = job.partial + 2 * c
         for s in range(job.slices):
+            p = job.partial + 2 * (s * job.channels + c)
             v.sum_dy[c] += p[0]
             v.sum_dy_xmu[c] += p[1]
-            p += 2 * job.channels
 
 
 cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:

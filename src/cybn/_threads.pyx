@@ -154,7 +154,8 @@ def _read_environment():
     if text.isdecimal() and int(text) > 0:
         set_num_threads(int(text))
     else:
-        warnings.warn(f"CYBN_NUM_THREADS must be a positive integer, got {text!r}; ignored", RuntimeWarning, stacklevel=2)
+        message = f"CYBN_NUM_THREADS must be a positive integer, got {text!r}; ignored"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 _read_environment()

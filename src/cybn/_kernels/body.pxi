@@ -65,7 +65,8 @@ cdef inline void first_panel(const Job *job, const Block *block, Py_ssize_t c0, 
     panel.column = 0
 
 
-cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t c1, Panel *panel) noexcept nogil:
+cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t c1,
+                            Panel *panel) noexcept nogil:
     cdef Py_ssize_t width
     if job.rows:
         width = job.channels * job.inner

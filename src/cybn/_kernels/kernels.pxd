@@ -48,8 +48,9 @@ cdef struct Job:
 
     # Per channel, always double; the kernels round what they use to their own type.
     double *mean                # what backward_reduce subtracts
-    double *center              # the map: d = (x * factor - center); y = d * scale + offset
-    double *factor              #          dx = ((dy - offset) - d * slope) * scale * factor
+    # The map: d = x * factor - center; y = d * scale + offset, dx = ((dy - offset) - d * slope) * scale * factor.
+    double *center
+    double *factor
     double *scale
     double *offset
     double *slope

@@ -1,0 +1,1 @@
+"""The asv benchmarks of cybn."""
