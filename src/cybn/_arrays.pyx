@@ -22,13 +22,12 @@ cdef extern from "numpy/arrayobject.h":
     object PyArray_NewLikeArray(ndarray, cnp.NPY_ORDER, void *, int)
 
 
-cdef str kind_of(object value):
-    """What to call a value in "got ...": an array by its dtype, anything else by its type."""
-    if isinstance(value, np.ma.MaskedArray):
-        return "a masked array"
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype}" if value.dtype.isnative else f"a byte-swapped array of {value.dtype}"
-    return type(value).__name__
+cdef str kind_of(ndarray a, object value):
+    """What to call a value, and the array that NumPy made of it, in "got ..."."""
+    cdef object dtype = a.dtype
+    if dtype == object and not isinstance(value, np.ndarray):
+        return type(value).__name__
+    return f"an array of {dtype}" if dtype.isnative else f"a byte-swapped array of {dtype}"
 
 
 cdef bint is_real(ndarray a):
@@ -42,24 +41,22 @@ cdef ndarray view_array(object value, str name, bint writeable):
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a float32 or float64 array, got a masked array (its mask would be lost)")
-    copy = False if writeable else None
+    kind = type(value).__name__
     try:
-        array = np.asarray(value, copy=copy)
-        if array.dtype == object and hasattr(value, "__dlpack__"):
-            array = np.from_dlpack(value)
+        if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        return np.asarray(value, copy=False if writeable else None)
     except ValueError as error:
-        if not writeable:
-            raise TypeError(f"{name} must be an array or viewable as one, got {kind_of(value)} ({error})") from error
-        raise TypeError(f"{name} must be an array or viewable as one without a copy, "
-                        f"got {kind_of(value)}") from error
-    return array
+        if writeable:
+            raise TypeError(f"{name} must be viewable as an array without a copy, got {kind}") from error
+        raise TypeError(f"{name} must be a float32 or float64 array, got {kind} ({error})") from error
 
 
 cdef ndarray as_data(object value, str name):
     """A float32 or float64 array of any layout."""
     cdef ndarray a = view_array(value, name, False)
     if not is_real(a):
-        raise TypeError(f"{name} must be a float32 or float64 array, got {kind_of(a)}")
+        raise TypeError(f"{name} must be a float32 or float64 array, got {kind_of(a, value)}")
     return a
 
 
@@ -202,7 +199,7 @@ cdef ndarray as_out(object out, ndarray x, tuple inputs):
         return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
     a = view_array(out, "out", True)
     if not is_real(a):
-        raise TypeError(f"out must be a float32 or float64 array, got {kind_of(a)}")
+        raise TypeError(f"out must be a float32 or float64 array, got {kind_of(a, out)}")
     if cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x):
         raise TypeError(f"out must have the dtype of x, {x.dtype}, got {a.dtype}")
     if not PyArray_SAMESHAPE(a, x):
@@ -223,7 +220,7 @@ cdef ndarray as_out(object out, ndarray x, tuple inputs):
 cdef ndarray as_vector(object value, str name, Py_ssize_t channels, bint writeable):
     cdef ndarray a = view_array(value, name, writeable)
     if not is_real(a):
-        raise TypeError(f"{name} must be a float32 or float64 array, got {kind_of(a)}")
+        raise TypeError(f"{name} must be a float32 or float64 array, got {kind_of(a, value)}")
     if cnp.PyArray_NDIM(a) != 1 or PyArray_DIMS(a)[0] != channels:
         raise ValueError(f"{name} must have shape ({channels},), one value per channel, got shape {shape_of(a)}")
     return a

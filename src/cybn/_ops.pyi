@@ -12,6 +12,13 @@ compiler: str
 
 def select_kernels(name: str) -> str: ...
 def selected_kernels() -> str: ...
+def layer_input(
+    x: npt.ArrayLike,
+    axis: SupportsIndex,
+    num_features: int,
+    ranks: tuple[int, ...] | None,
+    layer: str,
+) -> _Array: ...
 def batch_norm(
     x: npt.ArrayLike,
     running_mean: npt.ArrayLike | None,

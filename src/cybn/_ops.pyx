@@ -218,6 +218,20 @@ cdef int check_not_negative(const double *values, str name, Py_ssize_t channels)
 
 # ------------------------------------------------------------------------------------------------------------- entries
 
+def layer_input(x, axis, num_features, ranks, layer):
+    """x as an array, if it has one of the `ranks` (None: any) and `num_features` channels; `layer`: for the message."""
+    cdef ndarray data = as_data(x, "x")
+    cdef Py_ssize_t ndim = cnp.PyArray_NDIM(data)
+    if ranks is not None and ndim not in ranks:
+        expected = " or ".join(f"{rank}D" for rank in ranks)
+        raise ValueError(f"x must be {expected} for {layer}, got {ndim}D of shape {(<object> data).shape}")
+    cdef Py_ssize_t channels = cnp.PyArray_DIM(data, channel_axis(data, axis))
+    if channels != num_features:
+        raise ValueError(f"x must have {num_features} channels along axis {axis}, "
+                         f"got {channels} in shape {(<object> data).shape}")
+    return data
+
+
 cdef tuple forward_call(object x, object running_mean, object running_var, object weight, object bias,
                         object training, object momentum, object eps, object axis, object out, object num_threads,
                         object correction, bint save):

@@ -4,6 +4,7 @@ import operator
 
 import numpy as np
 
+from cybn._ops import layer_input
 from cybn.functional import batch_norm, batch_norm_backward, batch_norm_forward
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
@@ -136,7 +137,7 @@ class BatchNorm:
             As `cybn.batch_norm`; also for a wrong rank (`BatchNorm1d`, ...) or number of channels. A failed call
             changes nothing.
         """
-        x = self._checked(x)
+        x = layer_input(x, self.axis, self.num_features, self._ranks, type(self).__name__)
         batch_stats = self.training or not self.track_running_stats
         update = self.training and self.track_running_stats
         given = update or not batch_stats
@@ -204,22 +205,6 @@ class BatchNorm:
         self.grad_weight = None if self.weight is None else grad_weight
         self.grad_bias = None if self.bias is None else grad_bias
         return grad_input
-
-    def _checked(self, x):
-        """x as an array with the layer's rank and number of channels."""
-        if not isinstance(x, np.ndarray):
-            x = np.asarray(x)
-        if self._ranks is not None and x.ndim not in self._ranks:
-            expected = " or ".join(f"{rank}D" for rank in self._ranks)
-            raise ValueError(f"x must be {expected} for {type(self).__name__}, got {x.ndim}D of shape {x.shape}")
-        if not -x.ndim <= self.axis < x.ndim:
-            raise ValueError(f"x must have an axis {self.axis} for the channels, got shape {x.shape}")
-        if x.shape[self.axis] != self.num_features:
-            raise ValueError(
-                f"x must have {self.num_features} channels along axis {self.axis}, "
-                f"got {x.shape[self.axis]} in shape {x.shape}"
-            )
-        return x
 
     # ------------------------------------------------------------------------------------------------------- the mode
 
