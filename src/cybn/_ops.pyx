@@ -185,7 +185,7 @@ cdef void execute(Call call, verb reduce, finisher finish, verb apply) noexcept:
 
 
 cdef double real_number(object value, str name) except? -1:
-    if type(value) is float:
+    if type(value) is float or type(value) is int:
         return value
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, cnp.ndarray)):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
