@@ -46,7 +46,7 @@ cdef ndarray view_array(object value, str name, bint writeable):
         if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
         return np.asarray(value, copy=False if writeable else None)
-    except ValueError as error:
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
         if writeable:
             raise TypeError(f"{name} must be viewable as an array without a copy, got {kind}") from error
         raise TypeError(f"{name} must be a float32 or float64 array, got {kind} ({error})") from error

@@ -187,7 +187,10 @@ cdef void execute(Call call, verb reduce, finisher finish, verb apply) noexcept:
 cdef double real_number(object value, str name) except? -1:
     if type(value) is float or type(value) is int:
         return value
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, cnp.ndarray)):
+    if isinstance(value, cnp.ndarray):
+        if value.ndim != 0 or value.dtype.kind not in "fiu":
+            raise TypeError(f"{name} must be a real number, got an array of {value.dtype} and shape {value.shape}")
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     return float(value)
 
@@ -250,13 +253,14 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     v.eps = check_eps(eps, train)
     share = check_momentum(momentum)
     spread = real_number(correction, "correction")
-    if not 0 <= spread < 2:
+    if spread != 0 and spread != 1:
         raise ValueError(f"correction must be 0 or 1, got {correction}")
     read_parameters(call, weight, bias)
     if track:
         read_vector(running_var, "running_var", call.channels, spare(call))
         check_not_negative(spare(call), "running_var", call.channels)
-        read_vector(running_mean, "running_mean", call.channels, v.mean)
+        # (When training it is only checked here: into memory that is still free.)
+        read_vector(running_mean, "running_mean", call.channels, call.job.center if train else v.mean)
     if train:
         if call.count == 1 and call.size > 0:
             raise ValueError(f"Expected more than 1 value per channel when training, "

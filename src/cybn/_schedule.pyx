@@ -15,6 +15,8 @@ cdef enum:
     SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
     HOT = 512 * 1024        # bytes a thread keeps in its cache: half of a usual L2
 
+cdef double WIDE = 18446744073709551616.0   # 2**64
+
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
 
@@ -183,21 +185,30 @@ cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t 
         combine(job, c, v.mean + c, v.m2 + c)
 
 
-cdef inline void scale_down(Job *job, const Channels *v, Py_ssize_t c) noexcept nogil:
-    """Near the ends of float32 (x - mean would overflow, the scale underflow) x is first scaled by a power of two."""
-    cdef bint wide = fabs(v.mean[c]) > 1e30 or fabs(v.invstd[c]) < 1e-30
-    job.factor[c] = 1.0 / 18446744073709551616.0 if wide else 1
-    job.center[c] = v.mean[c] * job.factor[c]
+cdef inline double set_factor(Job *job, Py_ssize_t c, double mean, double scale) noexcept nogil:
+    """Scale x by a power of two where x - mean would overflow in float32, or the scale leave its normal range.
+
+    Returns what the scale must be multiplied with in turn. Elsewhere both are 1, which costs no bit.
+    """
+    cdef double up = 1
+    if (fabs(mean) > 1e30) | (fabs(scale) < 1e-30):
+        up = WIDE
+    elif (fabs(scale) > 1e30) & (fabs(mean) < 1e10):
+        up = 1 / WIDE
+    job.factor[c] = 1 / up
+    job.center[c] = mean * job.factor[c]
+    return up
+
+
+cdef inline double weighted(const Channels *v, Py_ssize_t c) noexcept nogil:
+    return v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
 
 
 cdef void finish_normalize(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """mean and invstd -> the coefficients of `normalize`."""
     cdef Py_ssize_t c
     for c in range(c0, c1):
-        scale_down(job, v, c)
-        job.scale[c] = v.invstd[c] / job.factor[c]
-        if v.weight != NULL:
-            job.scale[c] = job.scale[c] * v.weight[c]
+        job.scale[c] = weighted(v, c) * set_factor(job, c, v.mean[c], v.invstd[c])
         job.offset[c] = v.bias[c] if v.bias != NULL else 0
         job.slope[c] = 0
 
@@ -227,13 +238,12 @@ cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1)
 cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Sums -> the coefficients of `backward_input`."""
     cdef Py_ssize_t c
+    cdef double up
     for c in range(c0, c1):
-        scale_down(job, v, c)
-        job.scale[c] = v.invstd[c] / job.factor[c]
-        if v.weight != NULL:
-            job.scale[c] = job.scale[c] * v.weight[c]
+        up = set_factor(job, c, v.mean[c], v.invstd[c])
+        job.scale[c] = weighted(v, c) * up
         job.offset[c] = v.sum_dy[c] / v.count
-        job.slope[c] = v.invstd[c] * v.invstd[c] * (v.sum_dy_xmu[c] / v.count) / job.factor[c]
+        job.slope[c] = v.invstd[c] * v.invstd[c] * (v.sum_dy_xmu[c] / v.count) * up
 
 
 cdef void finish_backward(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -246,8 +256,6 @@ cdef void finish_frozen(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c
     cdef Py_ssize_t c
     finish_sums(job, v, c0, c1)
     for c in range(c0, c1):
-        job.factor[c] = 1
-        job.center[c] = 0
-        job.scale[c] = v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
+        job.scale[c] = weighted(v, c) * set_factor(job, c, 0, weighted(v, c))
         job.offset[c] = 0
         job.slope[c] = 0

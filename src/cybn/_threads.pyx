@@ -128,8 +128,10 @@ class num_threads:
 
     Examples
     --------
+    >>> import cybn
     >>> with cybn.num_threads(1):
-    ...     y = bn(x)
+    ...     cybn.get_num_threads()
+    1
     """
 
     def __init__(self, n):

@@ -150,7 +150,7 @@ class BatchNorm:
         args = (x, running_mean, running_var, self.weight, self.bias, batch_stats, momentum, self.eps)
         if save:
             y, mean, invstd = batch_norm_forward(*args, axis=self.axis, out=out, num_threads=num_threads)
-            overwritten = out is not None and np.may_share_memory(x, y)
+            overwritten = out is not None and np.shares_memory(x, y)
             self._saved = _Saved(None if overwritten else x, mean, invstd, batch_stats)
         else:
             y = batch_norm(*args, axis=self.axis, out=out, num_threads=num_threads)
@@ -279,7 +279,7 @@ class BatchNorm:
                 raise TypeError(f"{name} must be an array of real numbers, got an array of {value.dtype}")
             if value.shape != array.shape:
                 raise ValueError(f"{name} must have shape {array.shape}, got shape {value.shape}")
-            new[name] = value
+            new[name] = value.astype(self.dtype)
         if "running_var" in new and np.any(new["running_var"] < 0):
             raise ValueError(f"running_var must not be negative, got {new['running_var'].min()}")
         counter = self.num_batches_tracked

@@ -12,7 +12,7 @@ LANES lanes; in rows of channels they are the elements of the row. Folding is th
 belongs to a channel, and columns are added to their channel in order, in double.
 """
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport fabs, isfinite
+from libc.math cimport copysign, fabs, isfinite
 from libc.string cimport memcpy
 
 from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, Job, Kernels, Operand
@@ -20,6 +20,9 @@ from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, Job, Kernels, Operand
 ctypedef fused real:
     float
     double
+
+cdef extern from "<float.h>":
+    const double LARGEST_FLOAT "FLT_MAX"
 
 cdef enum:
     SAMPLES = 8         # elements whose mean is the shift of a block
@@ -345,7 +348,8 @@ cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double 
 cdef inline bint lost(double a, double q, bint backward, real *kind) noexcept nogil:
     """Whether accumulators of type real have overflowed or underflowed."""
     cdef double tiny = 1e-30 if sizeof(real) == 4 else 1e-290
-    return not (isfinite(a) and isfinite(q)) or (fabs(q) < tiny and q != 0)
+    # No products at all but a sum of dy: they may have vanished. (So do those of a constant channel, at no harm.)
+    return not (isfinite(a) and isfinite(q)) or (fabs(q) < tiny and (q != 0 or (backward and a != 0)))
 
 
 cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile, Py_ssize_t piece,
@@ -469,6 +473,9 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         hi[j] = <real> job.center[c]
         lo[j] = <real> (job.center[c] - <double> hi[j])
         scale[j] = <real> job.scale[c]
+        if not isfinite(scale[j]) and isfinite(job.scale[c]):
+            # A constant channel with a tiny eps: d is 0 and must not meet an infinity.
+            scale[j] = <real> copysign(LARGEST_FLOAT, job.scale[c])
         offset[j] = <real> job.offset[c]
         slope[j] = <real> job.slope[c]
     for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):

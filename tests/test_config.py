@@ -1,0 +1,53 @@
+import importlib.metadata
+
+import pytest
+from support import raises
+
+import cybn
+from cybn import _kernels, _ops, _threads
+
+
+def test_dicts():
+    config = cybn.show_config("dicts")
+    assert config == {
+        "version": cybn.__version__,
+        "compiler": _ops.compiler,
+        "kernels": _ops.selected_kernels(),
+        "kernels available": ", ".join(_kernels.builds),
+        "openmp": _threads.openmp_version or None,
+        "threads": cybn.get_num_threads(),
+    }
+    assert config["kernels"] in _kernels.builds
+    assert config["compiler"].strip()
+    with cybn.num_threads(3):
+        assert cybn.show_config("dicts")["threads"] == (3 if config["openmp"] else 1)
+
+
+def test_stdout_shows_the_same(capsys):
+    assert cybn.show_config() is None
+    lines = capsys.readouterr().out.splitlines()
+    config = cybn.show_config("dicts")
+    assert len(lines) == len(config)
+    for line, (name, value) in zip(lines, config.items(), strict=True):
+        shown = "no (built without)" if value is None else str(value)
+        assert line.startswith(f"{name}  ")
+        assert line.removeprefix(name).strip() == shown
+    # One column of names, one of values.
+    assert len({line.index(str(value)) for line, value in zip(lines, config.values(), strict=True) if value}) == 1
+
+
+def test_a_build_without_openmp_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(_threads, "openmp_version", 0)
+    assert cybn.show_config("dicts")["openmp"] is None
+    cybn.show_config()
+    assert "openmp             no (built without)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["json", "", None, "STDOUT"])
+def test_other_modes(mode):
+    with raises(ValueError, f"mode must be 'stdout' or 'dicts', got {mode!r}"):
+        cybn.show_config(mode)
+
+
+def test_version():
+    assert cybn.__version__ == importlib.metadata.version("cybn")

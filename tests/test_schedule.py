@@ -1,0 +1,92 @@
+"""The schedule is free and must not show: threads, runs, callers."""
+
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+
+import numpy as np
+import pytest
+from support import DTYPES, bits, every_geometry, every_variant, outcome, problem
+
+import cybn
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+
+@every_geometry
+@every_variant
+def test_the_number_of_threads_does_not_show(name, training, geometry):
+    shape, axis, order = geometry
+    for dtype in DTYPES:
+        p = problem(shape, axis, dtype, order)
+        want = bits(outcome(name, p, training, num_threads=1))
+        for threads in (2, 3, 7):
+            assert bits(outcome(name, p, training, num_threads=threads)) == want
+
+
+@pytest.mark.parametrize("size", [100, 8_000, 9_000, 16_000, 17_000, 32_000, 33_000, 66_000, 131_000, 140_000])
+@every_variant
+def test_the_number_of_threads_does_not_show_around_thresholds(name, training, size):
+    """Sizes on both sides of where the GIL is given up, a team starts, or a channel stops fitting a cache."""
+    for shape in ((size // 10, 10), (4, 10, size // 40), (1, 2, size // 2)):
+        p = problem(shape)
+        want = bits(outcome(name, p, training, num_threads=1))
+        for threads in (2, 5, 64):
+            assert bits(outcome(name, p, training, num_threads=threads)) == want
+
+
+@every_geometry
+def test_runs_are_alike(geometry):
+    shape, axis, order = geometry
+    p = problem(shape, axis, np.float32, order)
+    assert len({str(bits(outcome("batch_norm_forward", p, True, num_threads=3))) for _ in range(5)}) == 1
+
+
+def test_the_values_of_other_channels_do_not_show():
+    """A channel's bits depend on its own values alone, so what is in its neighbours may change."""
+    for shape in ((3001, 24), (64, 96, 49), (8, 64, 600), (4, 3, 5000)):
+        p = problem(shape)
+        y = cybn.batch_norm(p["x"], None, None, training=True)
+        other = p["x"].copy()
+        other[:, 1::2] *= -1e6
+        z = cybn.batch_norm(other, None, None, training=True)
+        assert y[:, ::2].tobytes() == z[:, ::2].tobytes()
+        assert y[:, 1::2].tobytes() != z[:, 1::2].tobytes()
+
+
+@every_variant
+def test_the_calling_thread_does_not_show(name, training):
+    """Many callers at once, each of which may have a team."""
+    problems = [problem(shape, dtype=dtype) for shape in ((60, 16, 300), (40, 5), (9000, 24)) for dtype in DTYPES]
+    want = [bits(outcome(name, p, training)) for p in problems]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            got = pool.map(lambda p: bits(outcome(name, p, training, num_threads=2)), problems)
+            assert list(got) == want
+
+
+def test_callers_run_at_the_same_time():
+    """The GIL is given up: while one Python thread is in a long call another goes on.
+
+    With the GIL held its clock would stand still for the whole call, every time.
+    """
+    x = np.ones((64, 64, 56, 56), np.float32)
+    out = np.empty_like(x)
+
+    def timed():
+        start = perf_counter()
+        cybn.batch_norm(x, None, None, training=True, out=out, num_threads=1)
+        return perf_counter() - start
+
+    def longest_standstill_within_a_call():
+        with ThreadPoolExecutor(1) as pool:
+            # The clock starts first and stops last: a call may come and go before this thread's next turn.
+            longest, last = 0.0, perf_counter()
+            future = pool.submit(timed)
+            while not future.done():
+                now = perf_counter()
+                longest, last = max(longest, now - last), now
+            longest = max(longest, perf_counter() - last)
+        return longest / future.result()
+
+    # Other programs may stop the clock too, but not in each of ten calls.
+    assert min(longest_standstill_within_a_call() for _ in range(10)) < 0.5
