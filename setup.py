@@ -64,7 +64,12 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             extension.extra_compile_args = flags + compile_flags
             extension.extra_link_args = link_flags
+        # setuptools rebuilds what is older than its sources; other flags must rebuild too.
+        stamp, now = Path(self.build_temp, "flags"), repr((flags, compile_flags, link_flags))
+        self.force = self.force or not stamp.exists() or stamp.read_text() != now
         super().build_extensions()
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(now)
 
     def find_openmp(self):
         wish = os.environ.get("CYBN_OPENMP", "auto")

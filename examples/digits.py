@@ -264,8 +264,8 @@ def set_population_statistics(network, x):
 
 # --------------------------------------------------------------------------------------------------------- comparison
 
-# The learning rates: of 0.001, 0.003, 0.01, ..., 10 those at which the network *without* the layer ended best, on average
-# over three seeds. The layer gets no rate of its own, though it would bear larger ones.
+# The learning rates: of 0.001, 0.003, 0.01, ..., 10 those at which the network *without* the layer ended best, on
+# average over three seeds. The layer gets no rate of its own, though it would bear larger ones.
 EXPERIMENTS = {
     "fully connected": (fully_connected, [(GradientDescent, 1), (Momentum, 3), (RMSprop, 0.03), (Adam, 0.01)]),
     "convolutional": (convolutional, [(GradientDescent, 0.3), (Momentum, 0.3), (RMSprop, 0.01), (Adam, 0.01)]),
@@ -306,10 +306,11 @@ def print_table(results):
         goals = [next((step for step, value in curve if value >= GOAL), "-") for curve in r.curves]
         accuracies = [f"{value:.1f}" for value in (*ends, r.population, r.single)]
         print(row(r.network, r.optimizer, f"{r.rate:g}", *accuracies, *goals))
+    deviation = max(r.deviation for r in results)
     print(f"""
 running      with the statistics averaged during training
 population   with the statistics of one more pass over the whole training set
-N = 1        running, one example at a time; its logits are within {max(r.deviation for r in results):.0e} of those in a batch
+N = 1        running, one example at a time; its logits are within {deviation:.0e} of those in a batch
 -            not reached""")
 
 
