@@ -4,6 +4,7 @@ CYBN_OPENMP=required: fail when the compiler has no OpenMP; off: do not look for
 """
 
 import os
+import platform
 import sys
 import tempfile
 import warnings
@@ -31,6 +32,11 @@ FLAGS = {
     "unix": ["-O3", "-ffp-contract=off"],
     "msvc": ["/O2", "/fp:precise"],
 }
+
+# Builds of the one kernel body beside the baseline; which of them a processor can run is found out at import.
+KERNEL_FLAGS = {}
+if platform.machine().lower() in ("x86_64", "amd64") and os.name == "posix":
+    KERNEL_FLAGS["cybn._kernels.x86_v3"] = ["-march=x86-64-v3"]
 
 
 def openmp_candidates(compiler):
@@ -62,7 +68,7 @@ class BuildExt(build_ext):
         flags = FLAGS["msvc" if self.compiler.compiler_type == "msvc" else "unix"]
         compile_flags, link_flags = self.find_openmp()
         for extension in self.extensions:
-            extension.extra_compile_args = flags + compile_flags
+            extension.extra_compile_args = flags + compile_flags + KERNEL_FLAGS.get(extension.name, [])
             extension.extra_link_args = link_flags
         # setuptools rebuilds what is older than its sources; other flags must rebuild too.
         stamp, now = Path(self.build_temp, "flags"), repr((flags, compile_flags, link_flags))
@@ -90,16 +96,20 @@ def extension(name):
     return Extension(
         f"cybn.{name}",
         [f"src/cybn/{name.replace('.', '/')}.pyx"],
-        include_dirs=[numpy.get_include()],
+        include_dirs=[numpy.get_include(), "src/cybn/_kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
-        depends=["src/cybn/_kernels/kernels.pxd", "src/cybn/_kernels/body.pxi"],
+        depends=[f"src/cybn/_kernels/{name}" for name in ("kernels.pxd", "body.pxi", "stream.h")],
     )
 
 
 setup(
     cmdclass={"build_ext": BuildExt},
     ext_modules=cythonize(
-        [extension(name) for name in ("_kernels.baseline", "_threads", "_arrays", "_schedule", "_ops")],
+        [
+            *(extension(name) for name in ("_kernels.baseline", "_kernels.processor")),
+            *(extension(name.removeprefix("cybn.")) for name in KERNEL_FLAGS),
+            *(extension(name) for name in ("_threads", "_arrays", "_schedule", "_ops")),
+        ],
         build_dir="build/cython",
         compiler_directives={
             "language_level": 3,

@@ -2,6 +2,10 @@
 
 import inspect
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -52,6 +56,24 @@ def raises(kind, message, *untouched):
     assert type(caught.value) is kind
     assert caught.value.args == (message,)
     assert [a.tobytes() for a in untouched] == before
+
+
+def python(code, **environment):
+    """Run code in a fresh interpreter; what it prints."""
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("CYBN_NUM_THREADS", "OMP_NUM_THREADS", "CYBN_ISA", "CYBN_STREAM_MIN_BYTES")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
 
 
 # ------------------------------------------------------------------------------------------------------------- problems

@@ -1,7 +1,7 @@
 import importlib.metadata
 
 import pytest
-from support import raises
+from support import python, raises
 
 import cybn
 from cybn import _kernels, _ops, _threads
@@ -51,3 +51,25 @@ def test_other_modes(mode):
 
 def test_version():
     assert cybn.__version__ == importlib.metadata.version("cybn")
+
+
+def test_the_preferred_build_is_used():
+    code = "import cybn; print(cybn.show_config('dicts')['kernels'])"
+    assert python(code) == python(code, CYBN_ISA="auto") == python(code, CYBN_ISA=" ") == next(iter(_kernels.builds))
+
+
+@pytest.mark.parametrize("name", _kernels.builds)
+def test_a_build_is_chosen_by_the_environment(name):
+    assert python("import cybn; print(cybn.show_config('dicts')['kernels'])", CYBN_ISA=name) == name
+
+
+@pytest.mark.parametrize("name", ["avx9", "X86_V3", "baseline,auto"])
+def test_an_unknown_build_is_an_import_error(name):
+    code = """
+        try:
+            import cybn
+        except ImportError as error:
+            print(error)
+    """
+    builds = ", ".join(_kernels.builds)
+    assert python(code, CYBN_ISA=name) == f"CYBN_ISA must be auto or one of {builds} on this machine, got {name!r}"

@@ -5,9 +5,10 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from support import DTYPES, bits, every_geometry, every_variant, outcome, problem
+from support import DTYPES, bits, every_geometry, every_variant, outcome, problem, python
 
 import cybn
+from cybn import _schedule
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -90,3 +91,41 @@ def test_callers_run_at_the_same_time():
 
     # Other programs may stop the clock too, but not in each of ten calls.
     assert min(longest_standstill_within_a_call() for _ in range(10)) < 0.5
+
+
+@every_geometry
+@every_variant
+def test_streaming_stores_do_not_show(name, training, geometry):
+    shape, axis, order = geometry
+    before = _schedule.set_stream_min_bytes(0)
+    try:
+        for dtype in DTYPES:
+            p = problem(shape, axis, dtype, order)
+            _schedule.set_stream_min_bytes(2**62)
+            want = bits(outcome(name, p, training))
+            _schedule.set_stream_min_bytes(0)
+            assert bits(outcome(name, p, training)) == want
+            assert bits(outcome(name, p, training, num_threads=1)) == want
+    finally:
+        _schedule.set_stream_min_bytes(before)
+
+
+def test_a_wrong_stream_size_is_warned_of_and_ignored():
+    code = """
+        import warnings
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import cybn
+        (warning,) = caught
+        print(warning.category.__name__, warning.message, sep="|")
+        from cybn import _schedule
+        print(_schedule.set_stream_min_bytes(0))
+    """
+    want = "RuntimeWarning|CYBN_STREAM_MIN_BYTES must be a number of bytes, got '1e6'; ignored\n33554432"
+    assert python(code, CYBN_STREAM_MIN_BYTES="1e6") == want
+
+
+def test_the_stream_size_is_read_from_the_environment():
+    code = "from cybn import _schedule; print(_schedule.set_stream_min_bytes(0))"
+    assert python(code, CYBN_STREAM_MIN_BYTES="4096") == "4096"
+    assert python(code) == "33554432"

@@ -1,32 +1,15 @@
 """How many threads, and what must survive them: forks, pools, the floating-point mode."""
 
 import os
-import subprocess
-import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support import raises
+from support import python, raises
 
 import cybn
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-
-
-def python(code, **environment):
-    """Run code in a fresh interpreter; what it prints."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("CYBN_NUM_THREADS", "OMP_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip()
 
 
 # -------------------------------------------------------------------------------------------------------- set and asked

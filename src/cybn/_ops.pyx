@@ -93,7 +93,7 @@ def selected_kernels():
     return kernels_name
 
 
-select_kernels(next(iter(_kernels.builds)))
+select_kernels(_kernels.default)
 
 
 # -------------------------------------------------------------------------------------------------------------- a call

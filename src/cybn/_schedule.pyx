@@ -3,6 +3,9 @@
 Between the sweeps over the elements stand the finishers: per channel, in double, they combine the slices and turn
 statistics into the coefficients of the second sweep.
 """
+import os
+import warnings
+
 from cython.parallel cimport parallel, prange
 from libc.math cimport fabs, sqrt
 
@@ -12,10 +15,52 @@ from cybn._threads cimport usable_threads
 cdef enum:
     SHORT = 64              # runs shorter than this are treated as rows of channels
     PARTIALS = 8192         # slices * channels, about: enough slices for many threads, few enough to combine quickly
+    STRETCH = 32 * 1024     # bytes of memory in one piece that a group of channels reads at least
     SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
-    HOT = 512 * 1024        # bytes a thread keeps in its cache: half of a usual L2
 
 cdef double WIDE = 18446744073709551616.0   # 2**64
+
+cdef extern from *:
+    """
+    #if defined(__linux__)
+    #include <unistd.h>
+    static long cybn_cache(int level) {
+        return sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
+    }
+    #else
+    static long cybn_cache(int level) { return 0; }
+    #endif
+    """
+    long cybn_cache(int level)
+
+# Sizes in bytes; where the system does not tell, those of a small processor of the last ten years.
+cdef Py_ssize_t L2 = cybn_cache(2) if cybn_cache(2) > 0 else 512 * 1024
+cdef Py_ssize_t L3 = cybn_cache(3) if cybn_cache(3) > 0 else 4 * 1024 * 1024
+
+
+def _stream_min_bytes():
+    """Size from which results are written past the caches: CYBN_STREAM_MIN_BYTES, by default 32 MiB.
+
+    Smaller results are likely to be found in the last cache by who reads them next; 32 MiB is where streaming began
+    to gain on the machines that were tried.
+    """
+    text = os.environ.get("CYBN_STREAM_MIN_BYTES", "").strip()
+    if text and not text.isdecimal():
+        message = f"CYBN_STREAM_MIN_BYTES must be a number of bytes, got {text!r}; ignored"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        text = ""
+    return min(int(text or 32 * 1024 * 1024), 2**62)
+
+
+cdef Py_ssize_t STREAM = _stream_min_bytes()
+
+
+def set_stream_min_bytes(Py_ssize_t n):
+    """Change that size (for tests and measurements). Return the one before."""
+    global STREAM
+    before = STREAM
+    STREAM = n
+    return before
 
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
@@ -104,22 +149,28 @@ cdef void sweep(const Job *job, verb work, Py_ssize_t width, Py_ssize_t groups, 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
     """reduce -> finish -> apply over the whole array; reduce and apply may be NULL."""
-    cdef Py_ssize_t operands = 1 + (job.dy.data != NULL) + (job.out.data != NULL)
-    cdef Py_ssize_t channel_bytes = job.outer * job.inner * job.itemsize * operands
-    cdef Py_ssize_t width = max(1, HOT // max(1, channel_bytes)), groups, tasks, t
+    cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
+    cdef Py_ssize_t operands
+    cdef Py_ssize_t channel_bytes, stretch, width, groups, tasks, t
     cdef bint owner = reduce != NULL and apply != NULL     # with one sweep there is nothing to keep
+    # Not in place: there the lines have been read anyway.
+    job.stream = (apply != NULL and result >= STREAM and job.out.direct and job.out.data != job.x.data
+                  and job.out.data != job.dy.data)
+    operands = 1 + (job.dy.data != NULL) + (job.out.data != NULL and not job.stream)
+    channel_bytes = job.outer * job.inner * job.itemsize * operands
     threads = <int> min(<Py_ssize_t> usable_threads(threads), channel_bytes * job.channels // SERIAL + 1)
-    # An owner's group must be hot in cache, whole rows where a row holds a period of channels, else wide enough to use
-    # the cache lines that it touches, and there must be one for every thread.
+    # An owner's group of channels fills half of L2, and is wide enough to read memory in long stretches even if that
+    # takes it beyond L2, but not beyond a quarter of the thread's share of L3. There must be a group for every thread.
+    # Rows of several periods cannot be cut.
+    stretch = job.inner * job.itemsize
+    width = max(1, L2 // 2 // channel_bytes, STRETCH // stretch)
     if job.rows and job.period > 1:
         width = job.channels
-    elif job.rows:
-        width = max(width, 1024 // (job.inner * job.itemsize))
     if threads > 1 and not (job.rows and job.period > 1):
         width = min(width, ceil_div(job.channels, threads))
     width = min(width, job.channels)
     groups = ceil_div(job.channels, width)
-    owner = owner and width * channel_bytes <= HOT and groups >= threads
+    owner = owner and width * channel_bytes <= max(L2 // 2, L3 // (4 * threads)) and groups >= threads
     if not owner:
         width = min(job.tile, job.channels)
         groups = ceil_div(job.channels, width)

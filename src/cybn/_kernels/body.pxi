@@ -21,6 +21,10 @@ ctypedef fused real:
     float
     double
 
+cdef extern from "stream.h":
+    void cybn_stream(void *to, const void *source, size_t n) noexcept nogil
+    void cybn_stream_end() noexcept nogil
+
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
 
@@ -288,15 +292,35 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
 
 # ----------------------------------------------------------------------------------------------------------- tiles
 
-cdef inline Py_ssize_t assign_columns(const Job *job, Py_ssize_t tile, int *owner) noexcept nogil:
-    """The channel (counted from the tile's first) of each column; returns the number of columns."""
-    cdef Py_ssize_t p, c, i, n = 0
-    for p in range(job.period if job.rows else 1):
-        for c in range(tile):
-            for i in range(job.inner if job.rows else LANES):
-                owner[n] = <int> c
-                n += 1
-    return n
+cdef struct Columns:
+    # A tile's columns: for each of `repeats`, for each channel, `span` of them.
+    Py_ssize_t repeats
+    Py_ssize_t tile     # channels
+    Py_ssize_t span
+    Py_ssize_t count
+
+
+cdef inline Columns layout_columns(const Job *job, Py_ssize_t tile) noexcept nogil:
+    cdef Columns columns
+    columns.repeats = job.period if job.rows else 1
+    columns.tile = tile
+    columns.span = job.inner if job.rows else LANES
+    columns.count = columns.repeats * tile * columns.span
+    return columns
+
+
+cdef inline void spread(const Columns *columns, const real *values, real *table) noexcept nogil:
+    """A value per channel to all columns of the channel."""
+    cdef Py_ssize_t p, i, c
+    for p in range(columns.repeats):
+        if columns.span == 1:
+            memcpy(table, values, columns.tile * sizeof(real))
+            table += columns.tile
+            continue
+        for c in range(columns.tile):
+            for i in range(columns.span):
+                table[i] = values[c]
+            table += columns.span
 
 
 cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile,
@@ -353,21 +377,29 @@ cdef inline bint lost(double a, double q, bint backward, real *kind) noexcept no
 
 
 cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile, Py_ssize_t piece,
-                      double before, Py_ssize_t cols, const int *owner, const double *sums, const real *dots,
+                      double before, const Columns *columns, const double *sums, const real *dots,
                       const real *shift, bint backward, real *kind) noexcept nogil:
     """Fold the columns into their channels and the block into the slice (Chan, Golub, LeVeque 1979)."""
     cdef double s1[COLUMNS]
     cdef double s2[COLUMNS]
     cdef double first, second, delta, count = <double> block.count
     cdef double *partial = job.partial + (piece * job.channels + c0) * 2
-    cdef Py_ssize_t c, j
+    cdef Py_ssize_t c, i, j, p
     cdef bint again
     for c in range(tile):
         s1[c] = 0
         s2[c] = 0
-    for j in range(cols):
-        s1[owner[j]] += sums[j]
-        s2[owner[j]] += dots[j]
+    for p in range(columns.repeats):
+        if columns.span == 1:
+            for c in range(tile):
+                s1[c] += sums[p * tile + c]
+                s2[c] += dots[p * tile + c]
+            continue
+        for c in range(tile):
+            for i in range(columns.span):
+                j = (p * tile + c) * columns.span + i
+                s1[c] += sums[j]
+                s2[c] += dots[j]
     for c in range(tile):
         first = s1[c]
         second = s2[c]
@@ -403,31 +435,30 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef real shift[COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
-    cdef int owner[COLUMNS]
+    cdef real rest[COLUMNS]
     cdef Block block
     cdef Panel panel
     cdef const real *x
     cdef const real *dy
-    cdef real *t
     cdef Py_ssize_t x_pitch, dy_pitch, whole, j, index, tile = c1 - c0
-    cdef Py_ssize_t cols = assign_columns(job, tile, owner)
+    cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
-    for j in range(cols):
-        lo[j] = 0
-        if backward:
-            hi[j] = <real> job.mean[c0 + owner[j]]
-            lo[j] = <real> (job.mean[c0 + owner[j]] - <double> hi[j])
+    if backward:
+        for j in range(tile):
+            shift[j] = <real> job.mean[c0 + j]
+            rest[j] = <real> (job.mean[c0 + j] - <double> shift[j])
+        spread(&columns, shift, hi)
+        spread(&columns, rest, lo)
     for j in range(2 * tile):
         job.partial[(piece * job.channels + c0) * 2 + j] = 0
     for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
         open_block(job, index, &block)
         if not backward:
             sample_shifts(job, &block, c0, tile, shift)
-        for j in range(cols):
+            spread(&columns, shift, hi)
+        for j in range(columns.count):
             sums[j] = 0
             dots[j] = 0
-            if not backward:
-                hi[j] = shift[owner[j]]
         first_panel(job, &block, c0, &panel)
         while next_panel(job, &block, c0, c1, &panel):
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
@@ -445,39 +476,40 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             if whole * LANES < panel.cols:
                 reduce_panel(x + whole * LANES, LANES, dy + whole * LANES, LANES, 1, panel.cols - whole * LANES,
                              hi + j, lo + j, sums + j, dots + j, backward)
-        close_block(job, &block, c0, tile, piece, before, cols, owner, sums, dots, shift, backward, kind)
+        close_block(job, &block, c0, tile, piece, before, &columns, sums, dots, shift, backward, kind)
         before += block.count
 
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                           bint backward, real *kind) noexcept nogil:
-    cdef real factor[COLUMNS]
-    cdef real hi[COLUMNS]
-    cdef real lo[COLUMNS]
-    cdef real scale[COLUMNS]
-    cdef real offset[COLUMNS]
-    cdef real slope[COLUMNS]
+    # One after the other: factor, hi, lo, scale, offset, slope; per channel, and for rows per column.
+    cdef real channel[6 * COLUMNS]
+    cdef real column[6 * COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
-    cdef int owner[COLUMNS]
     cdef Block block
     cdef Panel panel
     cdef const real *x
     cdef const real *dy
     cdef real *out
     cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, c, j, r, index
+    cdef bint direct
     cdef const Operand *source = &job.x if backward else job.source
-    for j in range(assign_columns(job, c1 - c0, owner)):
-        c = c0 + owner[j]
-        factor[j] = <real> job.factor[c]
-        hi[j] = <real> job.center[c]
-        lo[j] = <real> (job.center[c] - <double> hi[j])
-        scale[j] = <real> job.scale[c]
-        if not isfinite(scale[j]) and isfinite(job.scale[c]):
+    cdef Columns columns = layout_columns(job, c1 - c0)
+    for c in range(c0, c1):
+        j = c - c0
+        channel[j] = <real> job.factor[c]
+        channel[COLUMNS + j] = <real> job.center[c]
+        channel[2 * COLUMNS + j] = <real> (job.center[c] - <double> channel[COLUMNS + j])
+        channel[3 * COLUMNS + j] = <real> job.scale[c]
+        channel[4 * COLUMNS + j] = <real> job.offset[c]
+        channel[5 * COLUMNS + j] = <real> job.slope[c]
+        if not isfinite(channel[3 * COLUMNS + j]) and isfinite(job.scale[c]):
             # A constant channel with a tiny eps: d is 0 and must not meet an infinity.
-            scale[j] = <real> copysign(LARGEST_FLOAT, job.scale[c])
-        offset[j] = <real> job.offset[c]
-        slope[j] = <real> job.slope[c]
+            channel[3 * COLUMNS + j] = <real> copysign(LARGEST_FLOAT, job.scale[c])
+    if job.rows:
+        for j in range(6):
+            spread(&columns, channel + j * COLUMNS, column + j * COLUMNS)
     for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
         open_block(job, index, &block)
         first_panel(job, &block, c0, &panel)
@@ -487,21 +519,29 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             dy_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
-            out = x_stage
-            out_pitch = panel.cols
-            if job.out.direct:
-                out = (<real *> job.out.data) + panel.flat
-                out_pitch = panel.pitch
-            j = panel.column
+            direct = job.out.direct and not job.stream
+            out = (<real *> job.out.data) + panel.flat if direct else x_stage
+            out_pitch = panel.pitch if direct else panel.cols
+            j = 0 if job.rows else panel.column // LANES
             if job.rows:
-                map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, factor, hi, lo, scale, offset, slope,
+                map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, column, column + COLUMNS,
+                          column + 2 * COLUMNS, column + 3 * COLUMNS, column + 4 * COLUMNS, column + 5 * COLUMNS,
                           out, out_pitch, backward, False)
             else:
-                map_panel(x, x_pitch, dy, dy_pitch, 1, panel.cols, factor + j, hi + j, lo + j, scale + j,
-                          offset + j, slope + j, out, out_pitch, backward, True)
-            if not job.out.direct:
+                map_panel(x, x_pitch, dy, dy_pitch, 1, panel.cols, channel + j, channel + COLUMNS + j,
+                          channel + 2 * COLUMNS + j, channel + 3 * COLUMNS + j, channel + 4 * COLUMNS + j,
+                          channel + 5 * COLUMNS + j, out, out_pitch, backward, True)
+            if direct:
+                continue
+            if job.stream:
                 for r in range(panel.rows):
-                    transfer(&job.out, panel.flat + r * panel.pitch, panel.cols, out + r * out_pitch, True)
+                    cybn_stream((<real *> job.out.data) + panel.flat + r * panel.pitch, out + r * panel.cols,
+                                panel.cols * sizeof(real))
+            else:
+                for r in range(panel.rows):
+                    transfer(&job.out, panel.flat + r * panel.pitch, panel.cols, out + r * panel.cols, True)
+    if job.stream:
+        cybn_stream_end()
 
 
 # ----------------------------------------------------------------------------------------------------------- verbs

@@ -28,6 +28,8 @@ cdef struct Job:
     Operand out
     const Operand *source       # what `normalize` reads: x, or dy in the backward pass of frozen statistics
 
+    bint stream                 # whether results go past the caches
+
     Py_ssize_t outer
     Py_ssize_t channels
     Py_ssize_t inner

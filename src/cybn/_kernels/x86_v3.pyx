@@ -1,0 +1,2 @@
+"""The kernels for x86-64-v3: 256-bit vectors (AVX2)."""
+include "body.pxi"
