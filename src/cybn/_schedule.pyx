@@ -9,7 +9,7 @@ import warnings
 from cython.parallel cimport parallel, prange
 from libc.math cimport fabs, sqrt
 
-from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, ROWS, Job, verb
+from cybn._kernels.kernels cimport COLUMNS, LANES, PERIOD, PANEL, ROWS, Job, verb
 from cybn._threads cimport usable_threads
 
 cdef enum:
@@ -84,7 +84,7 @@ cdef void decompose(Job *job) noexcept nogil:
     if job.rows:
         # Several outer indices per row where rows are short, as long as there remain ROWS rows to sum over; a
         # multiple of the lanes if one fits, so that no row ends in a tail.
-        job.period = max(1, min(COLUMNS // width, job.outer // ROWS))
+        job.period = max(1, min(PERIOD // width, job.outer // ROWS))
         whole = LANES // gcd(LANES, width)
         if job.period > whole:
             job.period -= job.period % whole

@@ -29,6 +29,8 @@ cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
 
 cdef enum:
+    STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
+    GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
     SAMPLES = 8         # elements whose mean is the shift of a block
 
 
@@ -50,6 +52,7 @@ cdef struct Panel:
     Py_ssize_t cols
     Py_ssize_t pitch    # elements from row to row
     Py_ssize_t column   # of the tile's tables
+    Py_ssize_t least    # rows to take at a time if there are so many
     Py_ssize_t o        # where the walk is
     Py_ssize_t c
 
@@ -66,7 +69,9 @@ cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noex
     block.rest = (block.o1 - block.o0) - block.full * job.period
 
 
-cdef inline void first_panel(const Job *job, const Block *block, Py_ssize_t c0, Panel *panel) noexcept nogil:
+cdef inline void first_panel(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t least,
+                             Panel *panel) noexcept nogil:
+    panel.least = least
     panel.o = 0 if job.rows else block.o0
     panel.c = c0
     panel.column = 0
@@ -82,7 +87,7 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
         if panel.o < block.full:
             # A period above 1 means that the tile is the whole row.
             panel.cols = job.period * (c1 - c0) * job.inner
-            panel.rows = min(max(1, PANEL // panel.cols), block.full - panel.o)
+            panel.rows = min(max(panel.least, PANEL // panel.cols), block.full - panel.o)
         elif panel.o == block.full and block.rest:
             panel.cols = block.rest * width
             panel.rows = 1
@@ -202,7 +207,7 @@ cdef inline void accumulate_stats(const real *x, Py_ssize_t pitch, Py_ssize_t ro
 
 cdef inline void accumulate_grads(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                                   Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
-                                  double *sums, real *dots) noexcept nogil:
+                                  real *sums, real *dots) noexcept nogil:
     """Per column: sums += dy, dots += dy * ((x - hi) - lo), both in the input's type."""
     cdef real a[LANES]
     cdef real q[LANES]
@@ -211,7 +216,7 @@ cdef inline void accumulate_grads(const real *x, Py_ssize_t x_pitch, const real 
     cdef Py_ssize_t r, j
     cdef real t
     for j in range(cols):
-        a[j] = <real> sums[j]
+        a[j] = sums[j]
         q[j] = dots[j]
         h[j] = hi[j]
         l[j] = lo[j]
@@ -227,23 +232,24 @@ cdef inline void accumulate_grads(const real *x, Py_ssize_t x_pitch, const real 
 
 cdef inline void accumulate(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                             Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
-                            double *sums, real *dots, bint backward) noexcept nogil:
+                            double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
     if backward:
-        accumulate_grads(x, x_pitch, dy, dy_pitch, rows, cols, hi, lo, sums, dots)
+        accumulate_grads(x, x_pitch, dy, dy_pitch, rows, cols, hi, lo, dy_sums, dots)
     else:
-        accumulate_stats(x, x_pitch, rows, cols, hi, sums, dots)
+        accumulate_stats(x, x_pitch, rows, cols, hi, x_sums, dots)
 
 
 cdef inline void reduce_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                               Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
-                              double *sums, real *dots, bint backward) noexcept nogil:
+                              double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
     """Groups of LANES columns: with a constant number of them gcc makes whole vectors."""
     cdef Py_ssize_t g, j = cols - cols % LANES
     for g in range(cols // LANES):
         accumulate(x + g * LANES, x_pitch, dy + g * LANES, dy_pitch, rows, LANES, hi + g * LANES, lo + g * LANES,
-                   sums + g * LANES, dots + g * LANES, backward)
+                   x_sums + g * LANES, dy_sums + g * LANES, dots + g * LANES, backward)
     if j < cols:
-        accumulate(x + j, x_pitch, dy + j, dy_pitch, rows, cols - j, hi + j, lo + j, sums + j, dots + j, backward)
+        accumulate(x + j, x_pitch, dy + j, dy_pitch, rows, cols - j, hi + j, lo + j, x_sums + j, dy_sums + j, dots + j,
+                   backward)
 
 
 cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -429,6 +435,7 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
 cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                              bint backward, real *kind) noexcept nogil:
     cdef double sums[COLUMNS]
+    cdef real dy_sums[COLUMNS]
     cdef real dots[COLUMNS]
     cdef real hi[COLUMNS]
     cdef real lo[COLUMNS]
@@ -443,6 +450,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t x_pitch, dy_pitch, whole, j, index, tile = c1 - c0
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
+    cdef Py_ssize_t least = GRADS_ROWS if backward else STATS_ROWS
+    if not job.x.direct or (backward and not job.dy.direct):
+        least = 1       # a stage holds PANEL elements only
     if backward:
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
@@ -458,8 +468,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             spread(&columns, shift, hi)
         for j in range(columns.count):
             sums[j] = 0
+            dy_sums[j] = 0
             dots[j] = 0
-        first_panel(job, &block, c0, &panel)
+        first_panel(job, &block, c0, least, &panel)
         while next_panel(job, &block, c0, c1, &panel):
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
             dy = x
@@ -468,14 +479,17 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
             j = panel.column
             if job.rows:
-                reduce_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, hi, lo, sums, dots, backward)
+                reduce_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, hi, lo, sums, dy_sums, dots, backward)
                 continue
             # A run: rows of LANES, then what is left.
             whole = panel.cols // LANES
-            reduce_panel(x, LANES, dy, LANES, whole, LANES, hi + j, lo + j, sums + j, dots + j, backward)
+            reduce_panel(x, LANES, dy, LANES, whole, LANES, hi + j, lo + j, sums + j, dy_sums + j, dots + j, backward)
             if whole * LANES < panel.cols:
                 reduce_panel(x + whole * LANES, LANES, dy + whole * LANES, LANES, 1, panel.cols - whole * LANES,
-                             hi + j, lo + j, sums + j, dots + j, backward)
+                             hi + j, lo + j, sums + j, dy_sums + j, dots + j, backward)
+        if backward:
+            for j in range(columns.count):
+                sums[j] = dy_sums[j]
         close_block(job, &block, c0, tile, piece, before, &columns, sums, dots, shift, backward, kind)
         before += block.count
 
@@ -512,7 +526,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             spread(&columns, channel + j * COLUMNS, column + j * COLUMNS)
     for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
         open_block(job, index, &block)
-        first_panel(job, &block, c0, &panel)
+        first_panel(job, &block, c0, 1, &panel)
         while next_panel(job, &block, c0, c1, &panel):
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x

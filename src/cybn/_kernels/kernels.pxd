@@ -7,7 +7,8 @@ computed once, in `_schedule.pyx`, from shape and dtype alone: it is what fixes 
 
 cdef enum:
     LANES = 16          # accumulators of a run: element i of a block goes to lane i % LANES
-    COLUMNS = 512       # accumulators of a tile: 32 channels of LANES, or a row of up to 512 columns
+    PERIOD = 512        # columns of a row at most, where it holds several outer indices
+    COLUMNS = 1024      # accumulators of a tile: 64 channels of LANES, or a row of so many columns
     PANEL = 2048        # elements handled at a time: a block of a run; the size of a staging buffer
     ROWS = 64           # rows of a block in the rows traversal, so no accumulator sums more than ROWS values
     NDIM = 64           # NumPy's limit of axes
