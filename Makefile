@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi')
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench compare lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
 	$(BIN)/python examples/digits.py
@@ -17,6 +17,9 @@ test: $(VENV)/.installed $(VENV)/.test  ## the whole test suite
 
 bench: $(VENV)/.installed $(VENV)/.bench  ## asv benchmarks of the working tree
 	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --show-stderr
+
+compare: .venv-compare/.installed  ## cybn beside PyTorch, ONNX Runtime and the reference
+	.venv-compare/bin/python benchmarks/compare.py
 
 lint: $(VENV)/.dev  ## what pre-commit runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/cython-lint src
@@ -33,6 +36,15 @@ $(VENV)/.installed: $(SOURCES) | $(VENV)/.build
 	@# setuptools would install modules that were deleted since, from its build directory.
 	@mkdir -p build && find build -path 'build/lib*' -name '*.py*' -delete
 	$(PIP) install --no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
+# The peers get an environment of their own.
+.venv-compare/.installed: $(SOURCES)
+	test -d .venv-compare || $(PYTHON) -m venv .venv-compare
+	.venv-compare/bin/python -m pip --quiet install --upgrade pip
+	.venv-compare/bin/python -m pip --disable-pip-version-check --quiet install --group build --group compare
+	.venv-compare/bin/python -m pip --disable-pip-version-check --quiet install \
+		--no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
 $(VENV)/.created:

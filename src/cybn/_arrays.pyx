@@ -183,9 +183,30 @@ cdef bint same_memory(ndarray a, ndarray b):
     return True
 
 
+cdef void bounds(ndarray a, char **first, char **last) noexcept:
+    """The first byte of an array and the one after its last."""
+    cdef Py_ssize_t d, extent
+    first[0] = PyArray_BYTES(a)
+    last[0] = first[0] + cnp.PyArray_ITEMSIZE(a)
+    for d in range(cnp.PyArray_NDIM(a)):
+        extent = (PyArray_DIMS(a)[d] - 1) * PyArray_STRIDES(a)[d]
+        if extent < 0:
+            first[0] += extent
+        else:
+            last[0] += extent
+
+
 cdef bint overlap(ndarray a, ndarray b):
-    if not np.may_share_memory(a, b):
+    cdef char *a_first
+    cdef char *a_last
+    cdef char *b_first
+    cdef char *b_last
+    if cnp.PyArray_SIZE(a) == 0:
         return False
+    bounds(a, &a_first, &a_last)
+    bounds(b, &b_first, &b_last)
+    if a_last <= b_first or b_last <= a_first:
+        return False    # by far the most usual case: not worth a call to NumPy
     try:
         return np.shares_memory(a, b, max_work=100_000)
     except np.exceptions.TooHardError:
@@ -231,10 +252,16 @@ cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) ex
     cdef char *p = PyArray_BYTES(a)
     cdef Py_ssize_t c, stride = PyArray_STRIDES(a)[0]
     cdef float single
-    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32:
+    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 and stride == sizeof(float):
+        for c in range(channels):
+            memcpy(&single, p + c * sizeof(float), sizeof(float))   # a constant step: vectorised
+            to[c] = single
+    elif cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32:
         for c in range(channels):
             memcpy(&single, p + c * stride, sizeof(float))
             to[c] = single
+    elif stride == sizeof(double):
+        memcpy(to, p, channels * sizeof(double))
     else:
         for c in range(channels):
             memcpy(to + c, p + c * stride, sizeof(double))

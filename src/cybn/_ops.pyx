@@ -42,7 +42,7 @@ from cybn._schedule cimport (
     finish_sums,
     finish_training,
     finisher,
-    inverse_std,
+    invert_std,
     partial_size,
     run,
 )
@@ -139,7 +139,8 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
         raise MemoryError(f"no memory for the statistics of {self.channels} channels")
     p = self.memory
     n = self.channels
-    memset(p, 0, 13 * n * sizeof(double))
+    if self.size == 0:
+        memset(p, 0, 13 * n * sizeof(double))   # what no arithmetic will overwrite
     self.v.mean = job.mean = p
     self.v.m2 = p + n
     self.v.invstd = p + 2 * n
@@ -284,8 +285,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
                 running[c] = (1 - share) * spare(call)[c] + share * (v.m2[c] / degrees)
             write_vector(var_array, running)
     else:
-        for c in range(call.channels):
-            v.invstd[c] = inverse_std(spare(call)[c], v.eps)
+        invert_std(spare(call), v.eps, v.invstd, call.channels)
         execute(call, NULL, finish_normalize, kernels.normalize[call.type])
     if not save:
         return y, None, None

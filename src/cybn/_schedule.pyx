@@ -204,9 +204,15 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
 
 # ----------------------------------------------------------------------------------------------------------- finishers
 
-cdef double inverse_std(double var, double eps) noexcept nogil:
+cdef inline double inverse_std(double var, double eps) noexcept nogil:
     """1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN."""
     return 1 / sqrt(var + eps) if var + eps != 0 else 0
+
+
+cdef void invert_std(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(n):
+        invstd[c] = inverse_std(var[c], eps)
 
 
 cdef void combine(const Job *job, Py_ssize_t c, double *first, double *second) noexcept nogil:
