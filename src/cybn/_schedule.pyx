@@ -215,31 +215,32 @@ cdef void invert_std(const double *var, double eps, double *invstd, Py_ssize_t n
         invstd[c] = inverse_std(var[c], eps)
 
 
-cdef void combine(const Job *job, Py_ssize_t c, double *first, double *second) noexcept nogil:
-    """Mean and m2 of a channel from its slices: two passes over the slice means, exact to double rounding."""
-    cdef const double *p = job.partial + 2 * c
-    cdef Py_ssize_t s, step = 2 * job.channels
-    cdef double n, total = 0, shift = p[0], mean = 0, m2 = 0, d
-    if job.slices == 1:
-        first[0] = p[0]
-        second[0] = p[1]
-        return
+cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """Mean and m2 of each channel from its slices: two passes over the slice means, exact to double rounding.
+
+    Channels inside the loops: they lie side by side.
+    """
+    cdef const double *first = job.partial
+    cdef const double *p
+    cdef Py_ssize_t c, s
+    cdef double n, d, total = 0
+    for c in range(c0, c1):
+        v.mean[c] = 0
+        v.m2[c] = 0
     for s in range(job.slices):
+        p = job.partial + 2 * s * job.channels
         n = job.counts[s]
         total += n
-        mean += n * (p[s * step] - shift)
-    mean = shift + mean / total
-    for s in range(job.slices):
-        d = p[s * step] - mean
-        m2 += p[s * step + 1] + job.counts[s] * (d * d)
-    first[0] = mean
-    second[0] = m2
-
-
-cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    cdef Py_ssize_t c
+        for c in range(c0, c1):
+            v.mean[c] += n * (p[2 * c] - first[2 * c])
     for c in range(c0, c1):
-        combine(job, c, v.mean + c, v.m2 + c)
+        v.mean[c] = first[2 * c] + v.mean[c] / total
+    for s in range(job.slices):
+        p = job.partial + 2 * s * job.channels
+        n = job.counts[s]
+        for c in range(c0, c1):
+            d = p[2 * c] - v.mean[c]
+            v.m2[c] += p[2 * c + 1] + n * (d * d)
 
 
 cdef inline double set_factor(Job *job, Py_ssize_t c, double mean, double scale) noexcept nogil:
@@ -281,15 +282,16 @@ cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t
 
 cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Slices -> sum_dy, sum_dy_xmu."""
-    cdef Py_ssize_t c, s
     cdef const double *p
+    cdef Py_ssize_t c, s
     for c in range(c0, c1):
         v.sum_dy[c] = 0
         v.sum_dy_xmu[c] = 0
-        for s in range(job.slices):
-            p = job.partial + 2 * (s * job.channels + c)
-            v.sum_dy[c] += p[0]
-            v.sum_dy_xmu[c] += p[1]
+    for s in range(job.slices):
+        p = job.partial + 2 * s * job.channels
+        for c in range(c0, c1):
+            v.sum_dy[c] += p[2 * c]
+            v.sum_dy_xmu[c] += p[2 * c + 1]
 
 
 cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
