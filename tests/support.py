@@ -60,11 +60,7 @@ def raises(kind, message, *untouched):
 
 def python(code, **environment):
     """Run code in a fresh interpreter; what it prints."""
-    clean = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("CYBN_NUM_THREADS", "OMP_NUM_THREADS", "CYBN_ISA", "CYBN_STREAM_MIN_BYTES")
-    }
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and not k.startswith("CYBN_")}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env=clean | environment,

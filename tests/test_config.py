@@ -4,7 +4,7 @@ import pytest
 from support import python, raises
 
 import cybn
-from cybn import _kernels, _ops, _threads
+from cybn import _kernels, _memory, _ops, _threads
 
 
 def test_dicts():
@@ -16,6 +16,7 @@ def test_dicts():
         "kernels available": ", ".join(_kernels.builds),
         "openmp": _threads.openmp_version or None,
         "threads": cybn.get_num_threads(),
+        "cached bytes": _memory.cached_bytes(),
     }
     assert config["kernels"] in _kernels.builds
     assert config["compiler"].strip()

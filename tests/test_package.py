@@ -27,6 +27,7 @@ SURFACE = [
     "set_num_threads",
     "get_num_threads",
     "num_threads",
+    "empty_cache",
     "show_config",
     "reference",
     "__version__",
@@ -39,7 +40,7 @@ METHODS = {
     for name, method in vars(owner).items()
     if not name.startswith("_") and inspect.isfunction(method)
 }
-NOTHING = {"set_num_threads", "BatchNorm.load_state_dict"}  # return nothing
+NOTHING = {"empty_cache", "set_num_threads", "BatchNorm.load_state_dict"}  # return nothing
 IN_ONE_LINE = {
     "BatchNorm1d",
     "BatchNorm2d",
@@ -110,15 +111,17 @@ checkout = pytest.mark.skipif(not SOURCE.is_dir(), reason="the sources are not a
 
 # Who may import whom: arrows point down only.
 BELOW = {
-    "__init__": {"_config", "_threads", "functional", "layers", "reference"},
-    "_config": {"_kernels", "_ops", "_threads"},
+    "__init__": {"_config", "_memory", "_threads", "functional", "layers", "reference"},
+    "_config": {"_kernels", "_memory", "_ops", "_threads"},
     "layers": {"functional", "_ops"},
     "functional": {"_ops"},
     "reference": set(),
     "_ops": {"_arrays", "_kernels", "_kernels.kernels", "_schedule", "_threads", "reference"},
-    "_schedule": {"_kernels.kernels", "_threads"},
-    "_arrays": {"_kernels.kernels"},
-    "_threads": set(),
+    "_schedule": {"_environment", "_kernels.kernels", "_threads"},
+    "_arrays": {"_kernels.kernels", "_memory"},
+    "_memory": {"_environment"},
+    "_threads": {"_environment"},
+    "_environment": set(),
 }
 
 

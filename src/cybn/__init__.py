@@ -2,6 +2,7 @@
 
 from cybn import reference
 from cybn._config import __version__, show_config
+from cybn._memory import empty_cache
 from cybn._threads import get_num_threads, num_threads, set_num_threads
 from cybn.functional import (
     batch_norm,
@@ -29,6 +30,7 @@ __all__ = [
     "batch_norm_backward_reduce",
     "batch_norm_forward",
     "batch_norm_stats",
+    "empty_cache",
     "get_num_threads",
     "num_threads",
     "reference",

@@ -8,6 +8,7 @@ from libc.string cimport memcpy
 from numpy cimport ndarray
 
 from cybn._kernels.kernels cimport Job, Operand
+from cybn._memory cimport new_like
 
 cnp.import_array()
 
@@ -19,7 +20,6 @@ cdef extern from "numpy/arrayobject.h":
     bint PyArray_ISNOTSWAPPED(ndarray) nogil
     bint PyArray_ISWRITEABLE(ndarray) nogil
     bint PyArray_SAMESHAPE(ndarray, ndarray) nogil
-    object PyArray_NewLikeArray(ndarray, cnp.NPY_ORDER, void *, int)
 
 
 cdef str kind_of(ndarray a, object value):
@@ -217,7 +217,7 @@ cdef ndarray as_out(object out, ndarray x, tuple inputs):
     """A new array in x's memory layout, or the caller's `out`. `inputs`: pairs (name, array) it may be, but not cut."""
     cdef ndarray a, other
     if out is None:
-        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+        return new_like(x)
     a = view_array(out, "out", True)
     if not is_real(a):
         raise TypeError(f"out must be a float32 or float64 array, got {kind_of(a, out)}")

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from cybn import _kernels, _ops, _threads
+from cybn import _kernels, _memory, _ops, _threads
 
 __version__ = version("cybn")
 
@@ -35,6 +35,7 @@ def show_config(mode="stdout"):
         "kernels available": ", ".join(_kernels.builds),
         "openmp": _threads.openmp_version or None,
         "threads": _threads.get_num_threads(),
+        "cached bytes": _memory.cached_bytes(),
     }
     if mode == "dicts":
         return config

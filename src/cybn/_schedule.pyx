@@ -3,11 +3,10 @@
 Between the sweeps over the elements stand the finishers: per channel, in double, they combine the slices and turn
 statistics into the coefficients of the second sweep.
 """
-import os
-import warnings
-
 from cython.parallel cimport parallel, prange
 from libc.math cimport fabs, sqrt
+
+from cybn._environment import number
 
 from cybn._kernels.kernels cimport COLUMNS, LANES, PERIOD, PANEL, ROWS, Job, verb
 from cybn._threads cimport usable_threads
@@ -38,21 +37,9 @@ cdef Py_ssize_t L2 = cybn_cache(2) if cybn_cache(2) > 0 else 512 * 1024
 cdef Py_ssize_t L3 = cybn_cache(3) if cybn_cache(3) > 0 else 4 * 1024 * 1024
 
 
-def _stream_min_bytes():
-    """Size from which results are written past the caches: CYBN_STREAM_MIN_BYTES, by default 32 MiB.
-
-    Smaller results are likely to be found in the last cache by who reads them next; 32 MiB is where streaming began
-    to gain on the machines that were tried.
-    """
-    text = os.environ.get("CYBN_STREAM_MIN_BYTES", "").strip()
-    if text and not text.isdecimal():
-        message = f"CYBN_STREAM_MIN_BYTES must be a number of bytes, got {text!r}; ignored"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        text = ""
-    return min(int(text or 32 * 1024 * 1024), 2**62)
-
-
-cdef Py_ssize_t STREAM = _stream_min_bytes()
+# Size from which results are written past the caches. Smaller ones are likely to be found in the last cache by who
+# reads them next; 32 MiB is where streaming began to gain on the machines that were tried.
+cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", 32 * 1024 * 1024)
 
 
 def set_stream_min_bytes(Py_ssize_t n):

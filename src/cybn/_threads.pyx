@@ -5,8 +5,8 @@ In order of precedence: the call's `num_threads`, `with num_threads(n)` (this Py
 at most the processors this process may run on. The number never changes a result.
 """
 import operator
-import os
-import warnings
+
+from cybn._environment import number
 
 cdef extern from *:
     """
@@ -50,6 +50,9 @@ cdef extern from *:
 openmp_version = CYBN_OPENMP
 """Date (yyyymm) of the OpenMP specification the compiler implements; 0: built without OpenMP."""
 
+cdef enum:
+    MOST = 4096     # threads that anyone can mean
+
 cdef int process_threads = 0    # set_num_threads or CYBN_NUM_THREADS; 0: OpenMP's choice
 
 
@@ -63,7 +66,7 @@ cdef int positive(object n) except -1:
         raise TypeError(f"num_threads must be an integer, got {given!r}") from None
     if n < 1:
         raise ValueError(f"num_threads must be at least 1, got {n}")
-    return min(n, 4096)
+    return min(n, MOST)
 
 
 cdef int choose_threads(object num_threads) except -1:
@@ -149,17 +152,6 @@ class num_threads:
         cybn_local_threads = self._before.pop()
 
 
-def _read_environment():
-    text = os.environ.get("CYBN_NUM_THREADS", "").strip()
-    if not text:
-        return
-    if text.isdecimal() and int(text) > 0:
-        set_num_threads(int(text))
-    else:
-        message = f"CYBN_NUM_THREADS must be a positive integer, got {text!r}; ignored"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-_read_environment()
+process_threads = min(number("CYBN_NUM_THREADS", 0, least=1, what="a positive integer"), MOST)
 if cybn_guard_fork() != 0:
     raise ImportError("cybn could not register its fork handler (pthread_atfork failed)")

@@ -1,0 +1,3 @@
+from numpy cimport ndarray
+
+cdef ndarray new_like(ndarray x)

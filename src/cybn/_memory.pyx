@@ -1,0 +1,234 @@
+"""Memory of large results: kept when an array dies, handed to the next one of about its size.
+
+New memory must be paged in and cleared by the system, which takes longer than the normalization itself (98 MB: 86 ms in
+pages of 4 KB, where writing takes 5 ms). NumPy lets an array have an allocator of its own (NEP 49), so results are
+ordinary arrays: they own their data, can be resized, and are counted by tracemalloc.
+
+Rejected: telling the system that it may take kept memory back (MADV_FREE), which costs 2 ms per 98 MB in small pages
+and makes the next use slower still; the C library's own cache, which ends at 32 MiB and knows no huge pages.
+"""
+from cybn._environment import number
+
+cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_New
+from libc.string cimport memcpy, memset, strcpy
+from numpy cimport ndarray
+
+cnp.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyDataMemAllocator:
+        void *ctx
+        void *(*malloc)(void *, size_t) noexcept
+        void *(*calloc)(void *, size_t, size_t) noexcept
+        void *(*realloc)(void *, void *, size_t) noexcept
+        void (*free)(void *, void *, size_t) noexcept
+    ctypedef struct PyDataMem_Handler:
+        char name[127]
+        unsigned char version
+        PyDataMemAllocator allocator
+    object PyDataMem_SetHandler(object)
+    object PyArray_NewLikeArray(ndarray, cnp.NPY_ORDER, void *, int)
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #define CYBN_HUGE ((size_t)2 << 20)
+    #if defined(__linux__)
+    #include <stdint.h>
+    #include <sys/mman.h>
+    #define CYBN_CAN_KEEP 1
+    /* n bytes, a multiple of the huge page and aligned to it. */
+    static void *cybn_map(size_t n) {
+        char *p = (char *)mmap(NULL, n + CYBN_HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        size_t skip;
+        if (p == (char *)MAP_FAILED) return NULL;
+        skip = (size_t)(-(uintptr_t)p & (CYBN_HUGE - 1));
+        if (skip) munmap(p, skip);
+        munmap(p + skip + n, CYBN_HUGE - skip);
+        madvise(p + skip, n, MADV_HUGEPAGE);    /* a wish: works as well without */
+        return p + skip;
+    }
+    static void cybn_unmap(void *p, size_t n) { munmap(p, n); }
+    #else
+    #define CYBN_CAN_KEEP 0
+    static void *cybn_map(size_t n) { (void)n; return NULL; }
+    static void cybn_unmap(void *p, size_t n) { (void)p; (void)n; }
+    #endif
+
+    /* Tried, never waited for: who does not get it goes to the system. So no fork can leave it locked to a wait. */
+    static char cybn_keeping = 0;
+    #if defined(_MSC_VER)
+    static int cybn_try_keep(void) { return 0; }
+    static void cybn_end_keep(void) {}
+    #else
+    static int cybn_try_keep(void) { return !__atomic_test_and_set(&cybn_keeping, __ATOMIC_ACQUIRE); }
+    static void cybn_end_keep(void) { __atomic_clear(&cybn_keeping, __ATOMIC_RELEASE); }
+    #endif
+    """
+    const size_t CYBN_HUGE
+    const int CYBN_CAN_KEEP
+    void *cybn_map(size_t n) noexcept
+    void cybn_unmap(void *p, size_t n) noexcept
+    bint cybn_try_keep() noexcept
+    void cybn_end_keep() noexcept
+
+can_keep = CYBN_CAN_KEEP != 0
+"""Whether memory is kept on this system: Linux, for now."""
+
+cdef enum:
+    LARGE = 1 << 20     # bytes from which a result's memory is kept: the C library's own cache serves smaller ones well
+    BLOCKS = 64         # blocks kept at most
+    START = 2048        # of the data in its block: not near the 16 of NumPy's own arrays, or on some processors every
+                        # load of x would wait for a store to y whose address ends in the same 12 bits
+
+cdef struct Block:
+    # Stands at the beginning of its own memory.
+    size_t size
+
+cdef Block *kept[BLOCKS]    # the oldest first
+cdef Py_ssize_t count = 0
+cdef size_t kept_bytes = 0
+cdef size_t most_bytes = 0
+
+
+cdef Block *find(size_t size) noexcept:
+    """Take out the smallest kept block that holds `size` bytes and wastes less than an eighth, or NULL."""
+    global count, kept_bytes
+    cdef Py_ssize_t i, best = -1
+    cdef Block *block = NULL
+    if not cybn_try_keep():
+        return NULL
+    for i in range(count):
+        if size <= kept[i].size <= size + size // 8 and (best < 0 or kept[i].size < kept[best].size):
+            best = i
+    if best >= 0:
+        block = kept[best]
+        remove(best)
+    cybn_end_keep()
+    return block
+
+
+cdef void remove(Py_ssize_t index) noexcept:
+    global count, kept_bytes
+    cdef Py_ssize_t i
+    kept_bytes -= kept[index].size
+    count -= 1
+    for i in range(index, count):
+        kept[i] = kept[i + 1]
+
+
+cdef bint keep(Block *block) noexcept:
+    """Whether the block is kept; older ones may go for it."""
+    global count, kept_bytes
+    cdef Block *oldest
+    if block.size > most_bytes or not cybn_try_keep():
+        return False
+    while count == BLOCKS or kept_bytes + block.size > most_bytes:
+        oldest = kept[0]
+        remove(0)
+        cybn_unmap(oldest, oldest.size)
+    kept[count] = block
+    count += 1
+    kept_bytes += block.size
+    cybn_end_keep()
+    return True
+
+
+# ------------------------------------------------------------------------------------------ NumPy's allocator interface
+
+cdef void *allocate(void *context, size_t n) noexcept:
+    cdef size_t size = (n + START + CYBN_HUGE - 1) // CYBN_HUGE * CYBN_HUGE
+    cdef Block *block
+    if size < n:
+        return NULL
+    block = find(size)
+    if block == NULL:
+        block = <Block *> cybn_map(size)
+        if block == NULL:
+            return NULL
+        block.size = size
+    return <char *> block + START
+
+
+cdef void *allocate_zeros(void *context, size_t n, size_t itemsize) noexcept:
+    cdef void *p
+    if itemsize and n > (<size_t> -1) // itemsize:
+        return NULL
+    p = allocate(context, n * itemsize)
+    if p != NULL:
+        memset(p, 0, n * itemsize)
+    return p
+
+
+cdef void release(void *context, void *p, size_t n) noexcept:
+    cdef Block *block = <Block *> (<char *> p - START)
+    if p != NULL and not keep(block):
+        cybn_unmap(block, block.size)
+
+
+cdef void *reallocate(void *context, void *p, size_t n) noexcept:
+    cdef void *new = allocate(context, n)
+    if new != NULL and p != NULL:
+        memcpy(new, p, min(n, (<Block *> (<char *> p - START)).size - START))
+        release(context, p, 0)
+    return new
+
+
+cdef PyDataMem_Handler handler
+strcpy(handler.name, b"cybn")
+handler.version = 1
+handler.allocator.ctx = NULL
+handler.allocator.malloc = allocate
+handler.allocator.calloc = allocate_zeros
+handler.allocator.realloc = reallocate
+handler.allocator.free = release
+
+cdef object capsule = PyCapsule_New(&handler, "mem_handler", NULL)
+
+
+# ----------------------------------------------------------------------------------------------------------- for cybn
+
+cdef ndarray new_like(ndarray x):
+    """A new array of x's shape, dtype and memory layout, its values undefined."""
+    if cnp.PyArray_NBYTES(x) < LARGE or most_bytes == 0:
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    before = PyDataMem_SetHandler(capsule)
+    try:
+        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    finally:
+        PyDataMem_SetHandler(before)
+
+
+def set_cache_max_bytes(size_t n):
+    """Set how many bytes of dead results are kept at most (0: none, and NumPy allocates). Return the number before."""
+    global most_bytes
+    before = most_bytes
+    most_bytes = n if CYBN_CAN_KEEP else 0
+    empty_cache()
+    return before
+
+
+def empty_cache():
+    """Give the memory that dead results have left to the system.
+
+    cybn keeps up to ``CYBN_CACHE_MAX_BYTES`` (an environment variable, 256 MiB by default, 0: none) of the memory of
+    large results (1 MiB or more) that are no longer in use, because new memory costs more time than the arithmetic.
+    Arrays that are in use are not affected.
+    """
+    cdef Block *block
+    if not cybn_try_keep():
+        return
+    while count:
+        block = kept[0]
+        remove(0)
+        cybn_unmap(block, block.size)
+    cybn_end_keep()
+
+
+def cached_bytes():
+    """Bytes kept at the moment."""
+    return kept_bytes
+
+
+set_cache_max_bytes(number("CYBN_CACHE_MAX_BYTES", 256 * 1024 * 1024))

@@ -1,0 +1,196 @@
+"""Large results are ordinary arrays whose memory is used again."""
+
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from support import python
+
+import cybn
+from cybn import _memory
+
+MIB = 1024 * 1024
+
+pytestmark = pytest.mark.skipif(not _memory.can_keep, reason="no memory is kept on this system")
+
+
+@pytest.fixture(autouse=True)
+def cache():
+    """An empty cache of 64 MiB, for the test alone."""
+    before = _memory.set_cache_max_bytes(64 * MIB)
+    yield
+    _memory.set_cache_max_bytes(before)
+
+
+def ones(mib):
+    return np.ones((int(mib * MIB) // 16, 4), np.float32)
+
+
+def apply(x):
+    return cybn.batch_norm_apply(x, np.zeros(4), np.ones(4))
+
+
+def address(a):
+    return a.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("mib", [1, 3, 7.3, 33])
+def test_memory_is_used_again(mib):
+    x = ones(mib)
+    y = apply(x)
+    before = address(y)
+    assert _memory.cached_bytes() == 0
+    del y
+    kept = _memory.cached_bytes()
+    assert x.nbytes <= kept < x.nbytes + 4 * MIB
+    y = apply(x)
+    assert address(y) == before
+    assert _memory.cached_bytes() == 0
+    np.testing.assert_array_equal(y, x)
+
+
+def test_small_results_are_numpys():
+    y = apply(ones(0.9))
+    del y
+    assert _memory.cached_bytes() == 0
+
+
+def test_a_result_owns_its_data():
+    x = ones(2)
+    y = apply(x)
+    assert y.base is None
+    assert y.flags.owndata
+    assert y.flags.writeable
+    assert address(y) % 64 == 0
+
+
+def test_live_results_share_nothing():
+    x = ones(2)
+    results = [apply(x) for _ in range(8)]
+    for i, y in enumerate(results):
+        y[...] = i
+    assert [set(y.ravel().tolist()) for y in results] == [{float(i)} for i in range(8)]
+
+
+def test_the_limit_holds_and_the_oldest_goes():
+    x = ones(15)  # 16 MiB with what belongs to it
+    results = [apply(x) for _ in range(6)]
+    addresses = [address(y) for y in results]
+    while results:
+        del results[0]
+        assert _memory.cached_bytes() <= 64 * MIB
+    assert _memory.cached_bytes() == 64 * MIB
+    again = [apply(x) for _ in range(4)]
+    assert {address(y) for y in again} == set(addresses[2:])
+
+
+def test_larger_than_the_limit_is_not_kept():
+    y = apply(ones(70))
+    del y
+    assert _memory.cached_bytes() == 0
+
+
+def test_no_block_is_used_for_much_less():
+    y = apply(ones(40))
+    del y
+    kept = _memory.cached_bytes()
+    y = apply(ones(20))
+    assert _memory.cached_bytes() == kept
+
+
+def test_empty_cache():
+    x = ones(2)
+    y, z = apply(x), apply(x)
+    del y
+    assert _memory.cached_bytes() > 0
+    assert cybn.empty_cache() is None
+    assert _memory.cached_bytes() == 0
+    np.testing.assert_array_equal(z, x)  # in use: not affected
+    assert cybn.show_config("dicts")["cached bytes"] == 0
+
+
+def test_resize_copy_and_pickle():
+    x = ones(3)
+    y = apply(x)
+    y.resize((x.shape[0] * 2, 4), refcheck=False)
+    np.testing.assert_array_equal(y[: x.shape[0]], x)
+    assert not y[x.shape[0] :].any()
+    y.resize((5, 4), refcheck=False)
+    np.testing.assert_array_equal(y, x[:5])
+    y = apply(x)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(y)), y)
+    np.testing.assert_array_equal(y.copy(), y)
+
+
+def test_other_arrays_are_left_to_numpy():
+    """NumPy's allocator is exchanged for the one result, not for what others allocate."""
+    apply(ones(2))
+    cybn.empty_cache()
+    a = np.empty(4 * MIB, np.uint8)
+    del a
+    assert _memory.cached_bytes() == 0
+
+
+def test_many_threads():
+    """Results of threads that run at the same time: each gets its own memory."""
+    wrong = []
+
+    def work(seed):
+        x = np.random.default_rng(seed).normal(size=(MIB // 16, 4)).astype(np.float32)
+        for _ in range(30):
+            y = apply(x)
+            if not np.array_equal(y, x):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert _memory.cached_bytes() <= 64 * MIB
+
+
+CODE = """
+    import warnings
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import cybn, numpy as np
+    x = np.ones((2**20, 4), np.float32)
+    for _ in range(2):
+        cybn.batch_norm_apply(x, np.zeros(4), np.ones(4))
+    print(*[w.message for w in caught], cybn.show_config("dicts")["cached bytes"], sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("", "18874368"),
+        ("0", "0"),
+        ("20000000", "18874368"),
+        ("16000000", "0"),
+        ("-1", "CYBN_CACHE_MAX_BYTES must be a number of bytes, got '-1'; ignored|18874368"),
+        ("1e9", "CYBN_CACHE_MAX_BYTES must be a number of bytes, got '1e9'; ignored|18874368"),
+    ],
+)
+def test_environment(text, printed):
+    assert python(CODE, CYBN_CACHE_MAX_BYTES=text) == printed
+
+
+def test_after_fork():
+    """A child has the memory that its parent kept, as its own."""
+    code = """
+        import os, numpy as np, cybn
+        x = np.ones((2**20, 4), np.float32)
+        apply = lambda: cybn.batch_norm_apply(x, np.zeros(4), np.ones(4))
+        y = apply(); del y
+        child = os.fork()
+        if child == 0:
+            y = apply(); y[...] = 7
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), apply().max())
+    """
+    assert python(code) == "0 1.0"
