@@ -98,7 +98,7 @@ def extension(name):
         [f"src/cybn/{name.replace('.', '/')}.pyx"],
         include_dirs=[numpy.get_include(), "src/cybn/_kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
-        depends=[f"src/cybn/_kernels/{name}" for name in ("kernels.pxd", "body.pxi", "stream.h")],
+        depends=[str(path) for end in ("pxd", "pxi", "h") for path in Path("src/cybn/_kernels").glob(f"*.{end}")],
     )
 
 

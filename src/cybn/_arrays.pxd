@@ -9,7 +9,7 @@ cdef struct Layout:
 
 cdef ndarray as_data(object value, str name)
 cdef ndarray as_same(object value, str name, ndarray x)
-cdef ndarray as_out(object out, ndarray x, tuple inputs)
+cdef ndarray as_out(object out, ndarray x, ndarray grad_output)
 cdef int channel_axis(ndarray x, object axis) except -1
 cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept
 cdef void describe(Operand *op, const Layout *layout, ndarray a) noexcept

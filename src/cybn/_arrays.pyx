@@ -213,9 +213,15 @@ cdef bint overlap(ndarray a, ndarray b):
         return True
 
 
-cdef ndarray as_out(object out, ndarray x, tuple inputs):
-    """A new array in x's memory layout, or the caller's `out`. `inputs`: pairs (name, array) it may be, but not cut."""
-    cdef ndarray a, other
+cdef int check_overlap(ndarray out, ndarray other, str name) except -1:
+    if not same_memory(out, other) and overlap(out, other):
+        raise ValueError(f"out must be {name} itself or share no memory with it, got a partly overlapping array")
+    return 0
+
+
+cdef ndarray as_out(object out, ndarray x, ndarray grad_output):
+    """A new array in x's memory layout, or the caller's `out`, which may be x or grad_output (if any) itself."""
+    cdef ndarray a
     if out is None:
         return new_like(x)
     a = view_array(out, "out", True)
@@ -229,9 +235,9 @@ cdef ndarray as_out(object out, ndarray x, tuple inputs):
         raise ValueError("out must be writeable, got a read-only array")
     if overlaps_itself(a):
         raise ValueError(f"out must not overlap itself, got strides {(<object> a).strides} for shape {shape_of(a)}")
-    for name, other in inputs:
-        if not same_memory(a, other) and overlap(a, other):
-            raise ValueError(f"out must be {name} itself or share no memory with it, got a partly overlapping array")
+    if grad_output is not None:
+        check_overlap(a, grad_output, "grad_output")
+    check_overlap(a, x, "x")
     return a
 
 

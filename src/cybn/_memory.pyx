@@ -79,8 +79,9 @@ can_keep = CYBN_CAN_KEEP != 0
 cdef enum:
     LARGE = 1 << 20     # bytes from which a result's memory is kept: the C library's own cache serves smaller ones well
     BLOCKS = 64         # blocks kept at most
-    START = 2048        # of the data in its block: not near the 16 of NumPy's own arrays, or on some processors every
-                        # load of x would wait for a store to y whose address ends in the same 12 bits
+    # Of the data in its block: not near the 16 of NumPy's own arrays, or on some processors every load of x would wait
+    # for a store to y whose address ends in the same 12 bits.
+    START = 2048
 
 cdef struct Block:
     # Stands at the beginning of its own memory.

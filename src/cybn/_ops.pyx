@@ -8,10 +8,11 @@ import numbers
 from cybn import _kernels
 from cybn.reference import Moments
 
+cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.math cimport isfinite
+from libc.math cimport INFINITY, isfinite
 from libc.string cimport memset
 from numpy cimport ndarray
 
@@ -29,10 +30,9 @@ from cybn._arrays cimport (
     vector_dtype,
     write_vector,
 )
-from cybn._kernels.kernels cimport Job, Kernels, verb
+from cybn._kernels.kernels cimport Job, Kernels, Operand, verb
 from cybn._schedule cimport (
     Channels,
-    count_slices,
     decompose,
     finish_backward,
     finish_backward_input,
@@ -69,6 +69,9 @@ cdef extern from *:
     """
     const char *CYBN_COMPILER
 
+cdef extern from "vectors.h":
+    bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
+
 cdef enum:
     WITH_GIL = 32 * 1024    # bytes below which giving up the GIL costs more than other threads gain
 
@@ -98,6 +101,8 @@ select_kernels(_kernels.default)
 
 # -------------------------------------------------------------------------------------------------------------- a call
 
+@cython.final
+@cython.freelist(8)
 cdef class Call:
     """The job of one call and the memory of its per-channel vectors."""
     cdef Job job
@@ -114,31 +119,40 @@ cdef class Call:
         PyMem_RawFree(self.memory)
 
 
+cdef inline double *line_start(double *p) noexcept:
+    """p, or the first address after it where a cache line begins."""
+    return <double *> ((<size_t> p + 63) & ~<size_t> 63)
+
+
+cdef Py_ssize_t *place_axes(Operand *op, Py_ssize_t axes, Py_ssize_t *p) noexcept:
+    """Memory for an operand's axes, from p on. Return what follows it."""
+    op.shape = p
+    op.stride = p + axes
+    return p + 2 * axes
+
+
 cdef Call open_call(ndarray x, object axis, object num_threads):
     """Geometry and memory for a call over x."""
     cdef Call self = Call.__new__(Call)
     cdef Job *job = &self.job
-    cdef Py_ssize_t n
+    cdef Py_ssize_t axes, n, partial = 0
+    cdef Py_ssize_t *q
     cdef double *p
     lay_out(job, &self.layout, x, channel_axis(x, axis))
     self.threads = choose_threads(num_threads)
-    self.channels = job.channels
+    self.channels = n = job.channels
     self.size = cnp.PyArray_SIZE(x)
     self.count = job.outer * job.inner
+    self.v.count = <double> self.count
     self.type = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
-    describe(&job.x, &self.layout, x)
-    job.source = &job.x
     if self.size > 0:
         decompose(job)
-        n = partial_size(job)
-    else:
-        job.slices = 0
-        n = 0
-    self.memory = <double *> PyMem_RawMalloc((13 * self.channels + n + 1) * sizeof(double))
+        partial = partial_size(job)
+    axes = max(self.layout.ndim, 1)
+    self.memory = <double *> PyMem_RawMalloc((13 * n + 6 * axes + 8 + partial) * sizeof(double))
     if self.memory == NULL:
-        raise MemoryError(f"no memory for the statistics of {self.channels} channels")
+        raise MemoryError(f"no memory for the statistics of {n} channels")
     p = self.memory
-    n = self.channels
     if self.size == 0:
         memset(p, 0, 13 * n * sizeof(double))   # what no arithmetic will overwrite
     self.v.mean = job.mean = p
@@ -152,11 +166,14 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
     job.offset = p + 8 * n
     job.slope = p + 9 * n
     # 10, 11: weight and bias, 12: for checks (`spare`).
-    job.partial = p + 13 * n
-    job.counts = job.partial + 2 * job.slices * n
-    self.v.count = <double> self.count
-    if self.size > 0:
-        count_slices(job)
+    q = <Py_ssize_t *> (p + 13 * n)
+    q = place_axes(&job.x, axes, q)
+    q = place_axes(&job.dy, axes, q)
+    q = place_axes(&job.out, axes, q)
+    job.counts = <double *> q
+    job.partial = line_start(job.counts + job.slices)
+    describe(&job.x, &self.layout, x)
+    job.source = &job.x
     return self
 
 
@@ -214,6 +231,8 @@ cdef double check_momentum(object momentum) except? -1:
 
 cdef int check_not_negative(const double *values, str name, Py_ssize_t channels) except -1:
     cdef Py_ssize_t c
+    if not cybn_outside(values, channels, 0, INFINITY):
+        return 0
     for c in range(channels):
         if values[c] < 0:
             raise ValueError(f"{name} must not be negative, got {values[c]} in channel {c}")
@@ -269,7 +288,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         if track:
             mean_array = as_running(running_mean, "running_mean", call.channels)
             var_array = as_running(running_var, "running_var", call.channels)
-    y = as_out(out, data, (("x", data),))
+    y = as_out(out, data, None)
     describe(&call.job.out, &call.layout, y)
 
     if train:
@@ -316,7 +335,7 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     read_vector(save_mean, "save_mean", call.channels, v.mean)
     read_vector(save_invstd, "save_invstd", call.channels, v.invstd)
     check_not_negative(v.invstd, "save_invstd", call.channels)
-    dx = as_out(out, data, (("grad_output", dy), ("x", data)))
+    dx = as_out(out, data, dy)
     describe(&call.job.dy, &call.layout, dy)
     describe(&call.job.out, &call.layout, dx)
     if training:
@@ -344,7 +363,7 @@ def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads):
     read_vector(invstd, "invstd", call.channels, call.v.invstd)
     check_not_negative(call.v.invstd, "invstd", call.channels)
     read_parameters(call, weight, bias)
-    y = as_out(out, data, (("x", data),))
+    y = as_out(out, data, None)
     describe(&call.job.out, &call.layout, y)
     execute(call, NULL, finish_normalize, kernels.normalize[call.type])
     return y
@@ -375,7 +394,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     v.count = real_number(count, "count")
     if not v.count > 0 or not isfinite(v.count):
         raise ValueError(f"count must be a positive number of values per channel, got {count}")
-    dx = as_out(out, data, (("grad_output", dy), ("x", data)))
+    dx = as_out(out, data, dy)
     describe(&call.job.dy, &call.layout, dy)
     describe(&call.job.out, &call.layout, dx)
     execute(call, NULL, finish_backward_input, kernels.backward_input[call.type])

@@ -16,7 +16,6 @@ ctypedef void (*finisher)(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t
 
 cdef void decompose(Job *job) noexcept nogil
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil
-cdef void count_slices(Job *job) noexcept nogil
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil
 
 cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil

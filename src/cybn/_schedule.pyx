@@ -4,20 +4,35 @@ Between the sweeps over the elements stand the finishers: per channel, in double
 statistics into the coefficients of the second sweep.
 """
 from cython.parallel cimport parallel, prange
-from libc.math cimport fabs, sqrt
+from libc.math cimport fabs
+from libc.string cimport memcpy, memset
 
 from cybn._environment import number
 
-from cybn._kernels.kernels cimport COLUMNS, LANES, PERIOD, PANEL, ROWS, Job, verb
+from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, ROWS, Job, partial_sums, verb
 from cybn._threads cimport usable_threads
 
 cdef enum:
     SHORT = 64              # runs shorter than this are treated as rows of channels
+    PERIOD = 128            # columns of a row, about, where it holds several outer indices
+    LONGEST = 512           # columns of a row at most that spare it a tail
+    BLOCKS = 256            # of rows that cannot be cut: enough for many threads
     PARTIALS = 8192         # slices * channels, about: enough slices for many threads, few enough to combine quickly
+    LEAST_SLICES = 16       # if there are blocks for them
+    MOST_SLICES = 1024
+    BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
+    NARROW = 8              # channels of a group at least (but an owner's)
+    LINE = 8                # doubles of a cache line
     STRETCH = 32 * 1024     # bytes of memory in one piece that a group of channels reads at least
+    SHORT_PIECE = 1024      # bytes in one piece that an owner reads at least where its group fits L2
+    LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
     SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
 
 cdef double WIDE = 18446744073709551616.0   # 2**64
+
+cdef extern from "vectors.h":
+    void cybn_inverse_sqrt(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil
+    bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
 
 cdef extern from *:
     """
@@ -42,6 +57,14 @@ cdef Py_ssize_t L3 = cybn_cache(3) if cybn_cache(3) > 0 else 4 * 1024 * 1024
 cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", 32 * 1024 * 1024)
 
 
+def set_cache_sizes(Py_ssize_t l2, Py_ssize_t l3):
+    """Change the sizes of the caches that are planned for (for tests and measurements). Return those before."""
+    global L2, L3
+    before = L2, L3
+    L2, L3 = l2, l3
+    return before
+
+
 def set_stream_min_bytes(Py_ssize_t n):
     """Change that size (for tests and measurements). Return the one before."""
     global STREAM
@@ -64,18 +87,23 @@ cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 cdef void decompose(Job *job) noexcept nogil:
     """Cut (outer, channels, inner) into blocks and slices. Nothing but these three numbers may decide."""
-    cdef Py_ssize_t width = job.channels * job.inner, whole
+    cdef Py_ssize_t width = job.channels * job.inner, whole, depth = ROWS
     job.rows = job.inner < SHORT
     job.period = 1
     job.block_inner = job.inner
     if job.rows:
-        # Several outer indices per row where rows are short, as long as there remain ROWS rows to sum over; a
-        # multiple of the lanes if one fits, so that no row ends in a tail.
-        job.period = max(1, min(PERIOD // width, job.outer // ROWS))
-        whole = LANES // gcd(LANES, width)
-        if job.period > whole:
-            job.period -= job.period % whole
-        job.block_outer = ROWS * job.period
+        if width < PERIOD:
+            # Several outer indices per row, so that no row ends in a tail if that can be had, as long as there remain
+            # rows to sum over; and blocks enough for many threads, which cannot share such a row.
+            whole = LANES // gcd(LANES, width)
+            if whole * width > LONGEST:
+                whole = 1
+            job.period = max(1, min(whole * max(1, PERIOD // (whole * width)), job.outer // ROWS))
+            if job.period > whole:
+                job.period -= job.period % whole
+            if job.period > 1:
+                depth = min(ROWS, max(ROWS // 4 * 3, job.outer // (job.period * BLOCKS)))
+        job.block_outer = depth * job.period
         job.tile = job.channels if job.period > 1 else max(1, COLUMNS // job.inner)
     else:
         job.tile = COLUMNS // LANES
@@ -86,14 +114,16 @@ cdef void decompose(Job *job) noexcept nogil:
             job.block_inner = ceil_div(job.block_inner, LANES) * LANES
     job.blocks_inner = ceil_div(job.inner, job.block_inner)
     job.blocks = ceil_div(job.outer, job.block_outer) * job.blocks_inner
-    job.slices = max(1, min(PARTIALS // job.channels, job.blocks))
+    job.slices = max(1, min(max(PARTIALS // job.channels, LEAST_SLICES), MOST_SLICES, job.blocks))
     job.slice_blocks = ceil_div(job.blocks, job.slices)
     job.slices = ceil_div(job.blocks, job.slice_blocks)
 
 
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
-    """Doubles of `job.partial` and `job.counts`."""
-    return (2 * job.channels + 1) * job.slices
+    """Doubles of `job.partial` and `job.counts`, whatever groups the schedule makes: see `lay_out_partial`."""
+    cdef Py_ssize_t sweeps = 2 * job.slices * LINE * (ceil_div(job.channels, NARROW) + ceil_div(job.channels, LINE))
+    cdef Py_ssize_t owner = 2 * job.slices * job.channels + LINE * job.channels
+    return max(sweeps, owner) + job.slices
 
 
 cdef void count_slices(Job *job) noexcept nogil:
@@ -108,98 +138,160 @@ cdef void count_slices(Job *job) noexcept nogil:
 
 
 # ------------------------------------------------------------------------------------------------------------ schedule
+# Owner: one thread takes a group of channels from their statistics to their results while they are in its cache.
+# Cooperative: all threads take slices of a band of channels, meet, and each maps its own slices, from its own cache.
+# Two sweeps: the same with all channels in one band, when nothing that is revisited fits a cache.
+
+cdef struct Plan:
+    int threads
+    bint owner
+    Py_ssize_t width        # channels of a group, the least that a thread works on
+    Py_ssize_t band         # channels between two meetings of the threads; a multiple of width (not owner)
+
+
+cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint revisit, int threads,
+                    Py_ssize_t l2, Py_ssize_t l3) noexcept nogil:
+    """`operands`: arrays that take room in the caches; `revisit`: whether a second sweep follows the first."""
+    cdef Plan plan
+    cdef Py_ssize_t stretch = job.inner * job.itemsize
+    cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
+    cdef Py_ssize_t rounds, least, piece, tasks
+    plan.threads = <int> min(<Py_ssize_t> threads, channel_bytes * job.channels // SERIAL + 1)
+    plan.band = job.channels
+    plan.owner = False
+    if plan.threads == 1 and channel_bytes * job.channels <= l2 // 2:
+        plan.width = job.channels
+        plan.owner = revisit
+        return plan
+    if job.rows and job.period > 1:
+        # Rows of several outer indices cannot be cut.
+        plan.width = job.channels
+        return plan
+    least = max(1, STRETCH // stretch)
+    if revisit:
+        # A group fills half of L2, and is wide enough to read memory in long stretches even if that takes it beyond L2,
+        # but not beyond a quarter of the thread's share of L3. Every thread gets about the same.
+        plan.width = min(max(l2 // 2 // channel_bytes, least), ceil_div(job.channels, plan.threads))
+        plan.width = max(1, plan.width)
+        rounds = ceil_div(ceil_div(job.channels, plan.width), plan.threads)
+        plan.width = ceil_div(job.channels, rounds * plan.threads)
+        piece = plan.width * stretch
+        plan.owner = ((plan.width * channel_bytes <= l2 // 2 and piece >= SHORT_PIECE
+                       or plan.width * channel_bytes <= l3 // (4 * plan.threads) and piece >= LONG_PIECE)
+                      and 4 * rounds * plan.threads * plan.width <= 5 * job.channels)
+        if plan.owner:
+            return plan
+    # As wide as may be, so that memory is read in its order, but narrower if a thread would have much less than others.
+    plan.width = min(job.tile, job.channels)
+    while plan.width // 2 >= NARROW:
+        tasks = job.slices * ceil_div(job.channels, plan.width)
+        if 8 * ceil_div(tasks, plan.threads) * plan.threads <= 9 * tasks:
+            break
+        plan.width = ceil_div(plan.width, 2)
+    if revisit and job.slices >= 4 * plan.threads:
+        plan.band = l2 // 2 * plan.threads // channel_bytes
+        plan.band -= plan.band % plan.width
+        if plan.band < max(plan.width, least) or BANDS * plan.band < job.channels:
+            plan.band = job.channels
+    return plan
+
+
+cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:
+    """No cache line of partial sums is written by two threads."""
+    job.width = plan.width
+    if plan.owner:
+        job.pitch = plan.width
+        job.group_pitch = ceil_div(2 * job.slices * job.pitch, LINE) * LINE
+    else:
+        job.pitch = ceil_div(plan.width, LINE) * LINE
+        job.group_pitch = 2 * job.slices * job.pitch
+
 
 cdef void group(Job *job, const Channels *v, verb reduce, finisher finish, verb apply,
                 Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """Owner: one thread takes channels from their statistics to their results while they are in its cache."""
     cdef Py_ssize_t piece
-    if reduce != NULL:
-        for piece in range(job.slices):
-            reduce(job, c0, c1, piece)
+    for piece in range(job.slices):
+        reduce(job, c0, c1, piece)
     finish(job, v, c0, c1)
-    if apply != NULL:
-        # Backwards: what was read last is still in the cache.
-        for piece in range(job.slices):
-            apply(job, c0, c1, job.slices - 1 - piece)
+    # Backwards: what was read last is still in the cache.
+    for piece in range(job.slices):
+        apply(job, c0, c1, job.slices - 1 - piece)
 
 
-cdef void sweep(const Job *job, verb work, Py_ssize_t width, Py_ssize_t groups, Py_ssize_t first, Py_ssize_t last,
+cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py_ssize_t share,
                 bint backwards) noexcept nogil:
-    """Tasks [first, last) of slices x groups of channels, in the order of memory or against it."""
+    """A thread's share of the tasks, slices x groups of a band, in the order of memory or against it."""
+    cdef Py_ssize_t stop = min(band + plan.band, job.channels)
+    cdef Py_ssize_t groups = ceil_div(stop - band, plan.width)
+    cdef Py_ssize_t first = groups * job.slices * share // plan.threads
+    cdef Py_ssize_t last = groups * job.slices * (share + 1) // plan.threads
     cdef Py_ssize_t i, task, piece, c0
     for i in range(first, last):
         task = last - 1 - (i - first) if backwards else i
         piece = task // groups
-        c0 = (task - piece * groups) * width
-        work(job, c0, min(c0 + width, job.channels), piece)
+        c0 = band + (task - piece * groups) * plan.width
+        work(job, c0, min(c0 + plan.width, stop), piece)
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
     """reduce -> finish -> apply over the whole array; reduce and apply may be NULL."""
     cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
-    cdef Py_ssize_t operands
-    cdef Py_ssize_t channel_bytes, stretch, width, groups, tasks, t
-    cdef bint owner = reduce != NULL and apply != NULL     # with one sweep there is nothing to keep
+    cdef Py_ssize_t operands, groups, band, stop, t
+    cdef Plan plan
     # Not in place: there the lines have been read anyway.
     job.stream = (apply != NULL and result >= STREAM and job.out.direct and job.out.data != job.x.data
                   and job.out.data != job.dy.data)
     operands = 1 + (job.dy.data != NULL) + (job.out.data != NULL and not job.stream)
-    channel_bytes = job.outer * job.inner * job.itemsize * operands
-    threads = <int> min(<Py_ssize_t> usable_threads(threads), channel_bytes * job.channels // SERIAL + 1)
-    # An owner's group of channels fills half of L2, and is wide enough to read memory in long stretches even if that
-    # takes it beyond L2, but not beyond a quarter of the thread's share of L3. There must be a group for every thread.
-    # Rows of several periods cannot be cut.
-    stretch = job.inner * job.itemsize
-    width = max(1, L2 // 2 // channel_bytes, STRETCH // stretch)
-    if job.rows and job.period > 1:
-        width = job.channels
-    if threads > 1 and not (job.rows and job.period > 1):
-        width = min(width, ceil_div(job.channels, threads))
-    width = min(width, job.channels)
-    groups = ceil_div(job.channels, width)
-    owner = owner and width * channel_bytes <= max(L2 // 2, L3 // (4 * threads)) and groups >= threads
-    if not owner:
-        width = min(job.tile, job.channels)
-        groups = ceil_div(job.channels, width)
-    if threads == 1:
-        if owner:
+    if reduce != NULL:
+        count_slices(job)
+    plan = make_plan(job, operands, reduce != NULL and apply != NULL, usable_threads(threads), L2, L3)
+    lay_out_partial(job, &plan)
+    groups = ceil_div(job.channels, plan.width)
+    if plan.threads == 1:
+        if plan.owner:
             for t in range(groups):
-                group(job, v, reduce, finish, apply, t * width, min((t + 1) * width, job.channels))
-        else:
+                group(job, v, reduce, finish, apply, t * plan.width, min((t + 1) * plan.width, job.channels))
+            return
+        band = 0
+        while band < job.channels:
             if reduce != NULL:
-                sweep(job, reduce, width, groups, 0, groups * job.slices, False)
-            finish(job, v, 0, job.channels)
+                sweep(job, &plan, reduce, band, 0, False)
+            finish(job, v, band, min(band + plan.band, job.channels))
             if apply != NULL:
-                sweep(job, apply, width, groups, 0, groups * job.slices, True)
+                sweep(job, &plan, apply, band, 0, True)
+            band += plan.band
         return
-    tasks = groups * job.slices
-    with parallel(num_threads=threads):
-        if owner:
+    with parallel(num_threads=plan.threads):
+        if plan.owner:
             for t in prange(groups, schedule='dynamic'):
-                group(job, v, reduce, finish, apply, t * width, min((t + 1) * width, job.channels))
+                group(job, v, reduce, finish, apply, t * plan.width, min((t + 1) * plan.width, job.channels))
         else:
             # Share t of each phase goes to the same thread, so the second sweep starts in its own cache.
-            if reduce != NULL:
-                for t in prange(threads, schedule='static', chunksize=1):
-                    sweep(job, reduce, width, groups, tasks * t // threads, tasks * (t + 1) // threads, False)
-            for t in prange(threads, schedule='static', chunksize=1):
-                finish(job, v, job.channels * t // threads, job.channels * (t + 1) // threads)
-            if apply != NULL:
-                for t in prange(threads, schedule='static', chunksize=1):
-                    sweep(job, apply, width, groups, tasks * t // threads, tasks * (t + 1) // threads, True)
+            band = 0
+            while band < job.channels:
+                stop = min(band + plan.band, job.channels)
+                if reduce != NULL:
+                    for t in prange(plan.threads, schedule='static', chunksize=1):
+                        sweep(job, &plan, reduce, band, t, False)
+                for t in prange(plan.threads, schedule='static', chunksize=1):
+                    finish(job, v, band + (stop - band) * t // plan.threads,
+                           band + (stop - band) * (t + 1) // plan.threads)
+                if apply != NULL:
+                    for t in prange(plan.threads, schedule='static', chunksize=1):
+                        sweep(job, &plan, apply, band, t, True)
+                band = stop
 
 
 # ----------------------------------------------------------------------------------------------------------- finishers
 
-cdef inline double inverse_std(double var, double eps) noexcept nogil:
-    """1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN."""
-    return 1 / sqrt(var + eps) if var + eps != 0 else 0
+cdef inline Py_ssize_t group_end(const Job *job, Py_ssize_t c) noexcept nogil:
+    """The channel after the last of c's group, whose partial sums lie side by side."""
+    return (c // job.width + 1) * job.width
 
 
 cdef void invert_std(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t c
-    for c in range(n):
-        invstd[c] = inverse_std(var[c], eps)
+    """1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN."""
+    cybn_inverse_sqrt(var, eps, invstd, n)
 
 
 cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -207,55 +299,79 @@ cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t 
 
     Channels inside the loops: they lie side by side.
     """
-    cdef const double *first = job.partial
+    cdef const double *first
     cdef const double *p
-    cdef Py_ssize_t c, s
-    cdef double n, d, total = 0
-    for c in range(c0, c1):
-        v.mean[c] = 0
-        v.m2[c] = 0
-    for s in range(job.slices):
-        p = job.partial + 2 * s * job.channels
-        n = job.counts[s]
-        total += n
-        for c in range(c0, c1):
-            v.mean[c] += n * (p[2 * c] - first[2 * c])
-    for c in range(c0, c1):
-        v.mean[c] = first[2 * c] + v.mean[c] / total
-    for s in range(job.slices):
-        p = job.partial + 2 * s * job.channels
-        n = job.counts[s]
-        for c in range(c0, c1):
-            d = p[2 * c] - v.mean[c]
-            v.m2[c] += p[2 * c + 1] + n * (d * d)
+    cdef double *mean
+    cdef double *m2
+    cdef Py_ssize_t c, s, n, stop
+    cdef double count, d, total
+    while c0 < c1:
+        stop = min(c1, group_end(job, c0))
+        n = stop - c0
+        mean = v.mean + c0
+        m2 = v.m2 + c0
+        first = partial_sums(job, 0, c0)
+        total = 0
+        for c in range(n):
+            mean[c] = 0
+            m2[c] = 0
+        for s in range(job.slices):
+            p = partial_sums(job, s, c0)
+            count = job.counts[s]
+            total += count
+            for c in range(n):
+                mean[c] += count * (p[c] - first[c])
+        for c in range(n):
+            mean[c] = first[c] + mean[c] / total
+        for s in range(job.slices):
+            p = partial_sums(job, s, c0)
+            count = job.counts[s]
+            for c in range(n):
+                d = p[c] - mean[c]
+                m2[c] += p[job.pitch + c] + count * (d * d)
+        c0 = stop
 
 
-cdef inline double set_factor(Job *job, Py_ssize_t c, double mean, double scale) noexcept nogil:
-    """Scale x by a power of two where x - mean would overflow in float32, or the scale leave its normal range.
+cdef void set_centers(Job *job, const double *mean, const double *invstd, const double *weight,
+                      Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    """center and factor, and scale = invstd * weight; NULL: mean 0, weight 1.
 
-    Returns what the scale must be multiplied with in turn. Elsewhere both are 1, which costs no bit.
+    x is scaled by a power of two where x - mean would overflow in float32, or the scale leave its normal range.
+    Elsewhere the factor is 1, which costs no bit and no time.
     """
-    cdef double up = 1
-    if (fabs(mean) > 1e30) | (fabs(scale) < 1e-30):
-        up = WIDE
-    elif (fabs(scale) > 1e30) & (fabs(mean) < 1e10):
-        up = 1 / WIDE
-    job.factor[c] = 1 / up
-    job.center[c] = mean * job.factor[c]
-    return up
-
-
-cdef inline double weighted(const Channels *v, Py_ssize_t c) noexcept nogil:
-    return v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
+    cdef Py_ssize_t c
+    cdef double up
+    if mean != NULL:
+        memcpy(job.center + c0, mean + c0, (c1 - c0) * sizeof(double))
+    else:
+        memset(job.center + c0, 0, (c1 - c0) * sizeof(double))
+    if weight != NULL:
+        for c in range(c0, c1):
+            job.scale[c] = invstd[c] * weight[c]
+    else:
+        memcpy(job.scale + c0, invstd + c0, (c1 - c0) * sizeof(double))
+    for c in range(c0, c1):
+        job.factor[c] = 1
+    if not (cybn_outside(job.center + c0, c1 - c0, -1e30, 1e30) or cybn_outside(invstd + c0, c1 - c0, 1e-30, 1e30)):
+        return
+    for c in range(c0, c1):
+        up = 1
+        if fabs(job.center[c]) > 1e30 or fabs(invstd[c]) < 1e-30:
+            up = WIDE
+        elif fabs(invstd[c]) > 1e30 and fabs(job.center[c]) < 1e10:
+            up = 1 / WIDE
+        job.factor[c] = 1 / up
+        job.center[c] *= job.factor[c]
+        job.scale[c] *= up
 
 
 cdef void finish_normalize(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """mean and invstd -> the coefficients of `normalize`."""
-    cdef Py_ssize_t c
-    for c in range(c0, c1):
-        job.scale[c] = weighted(v, c) * set_factor(job, c, v.mean[c], v.invstd[c])
-        job.offset[c] = v.bias[c] if v.bias != NULL else 0
-        job.slope[c] = 0
+    set_centers(job, v.mean, v.invstd, v.weight, c0, c1)
+    if v.bias != NULL:
+        memcpy(job.offset + c0, v.bias + c0, (c1 - c0) * sizeof(double))
+    else:
+        memset(job.offset + c0, 0, (c1 - c0) * sizeof(double))
 
 
 cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -263,33 +379,40 @@ cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t
     cdef Py_ssize_t c
     finish_moments(job, v, c0, c1)
     for c in range(c0, c1):
-        v.invstd[c] = inverse_std(v.m2[c] / v.count, v.eps)
+        v.invstd[c] = v.m2[c] / v.count
+    invert_std(v.invstd + c0, v.eps, v.invstd + c0, c1 - c0)
     finish_normalize(job, v, c0, c1)
 
 
 cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Slices -> sum_dy, sum_dy_xmu."""
     cdef const double *p
-    cdef Py_ssize_t c, s
-    for c in range(c0, c1):
-        v.sum_dy[c] = 0
-        v.sum_dy_xmu[c] = 0
-    for s in range(job.slices):
-        p = job.partial + 2 * s * job.channels
-        for c in range(c0, c1):
-            v.sum_dy[c] += p[2 * c]
-            v.sum_dy_xmu[c] += p[2 * c + 1]
+    cdef double *sum_dy
+    cdef double *sum_dy_xmu
+    cdef Py_ssize_t c, s, n, stop
+    while c0 < c1:
+        stop = min(c1, group_end(job, c0))
+        n = stop - c0
+        sum_dy = v.sum_dy + c0
+        sum_dy_xmu = v.sum_dy_xmu + c0
+        for c in range(n):
+            sum_dy[c] = 0
+            sum_dy_xmu[c] = 0
+        for s in range(job.slices):
+            p = partial_sums(job, s, c0)
+            for c in range(n):
+                sum_dy[c] += p[c]
+                sum_dy_xmu[c] += p[job.pitch + c]
+        c0 = stop
 
 
 cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Sums -> the coefficients of `backward_input`."""
     cdef Py_ssize_t c
-    cdef double up
+    set_centers(job, v.mean, v.invstd, v.weight, c0, c1)
     for c in range(c0, c1):
-        up = set_factor(job, c, v.mean[c], v.invstd[c])
-        job.scale[c] = weighted(v, c) * up
         job.offset[c] = v.sum_dy[c] / v.count
-        job.slope[c] = v.invstd[c] * v.invstd[c] * (v.sum_dy_xmu[c] / v.count) * up
+        job.slope[c] = v.invstd[c] * v.invstd[c] * (v.sum_dy_xmu[c] / v.count) / job.factor[c]
 
 
 cdef void finish_backward(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -302,6 +425,6 @@ cdef void finish_frozen(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c
     cdef Py_ssize_t c
     finish_sums(job, v, c0, c1)
     for c in range(c0, c1):
-        job.scale[c] = weighted(v, c) * set_factor(job, c, 0, weighted(v, c))
-        job.offset[c] = 0
-        job.slope[c] = 0
+        job.offset[c] = v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
+    set_centers(job, NULL, job.offset, NULL, c0, c1)
+    memset(job.offset + c0, 0, (c1 - c0) * sizeof(double))

@@ -87,8 +87,8 @@ def batch_norm(
     Notes
     -----
     Statistics are accumulated in short fixed blocks around a shift and combined in float64; x is centred before it is
-    scaled, with the mean kept as two floats: ``y = ((x - mean_hi) - mean_lo) * scale + bias``. A NaN or an infinity
-    makes its own channel NaN and no other.
+    scaled, with the mean kept as two floats: ``y = (x - mean_hi) * scale + (bias - mean_lo * scale)``. A NaN or an
+    infinity makes its own channel NaN and no other.
 
     Examples
     --------

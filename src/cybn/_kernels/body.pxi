@@ -1,9 +1,9 @@
-"""Every loop of cybn. Compiled once per instruction set; the bits are the same in each.
+"""The loops over elements. Compiled once per instruction set; the bits are the same in each.
 
 Nothing here allocates, checks or knows Python. Three levels:
 
-- leaves (`accumulate`, `map_columns`) touch elements. Written so that gcc vectorises
-  them under plain IEEE rules: a fixed accumulator per column, never a reduction across columns;
+- leaves touch elements: `accumulate` (in lanes.h, as vectors), `map_columns`. A fixed accumulator per column, never a
+  reduction across columns, so plain IEEE rules allow vectors of any width;
 - tiles (`reduce_tile`, `map_tile`) prepare the per-column tables of up to COLUMNS columns and walk the panels;
 - verbs cut their channels into tiles.
 
@@ -15,7 +15,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport copysign, fabs, isfinite
 from libc.string cimport memcpy
 
-from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, Job, Kernels, Operand
+from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, Job, Kernels, Operand, partial_sums
 
 ctypedef fused real:
     float
@@ -25,12 +25,36 @@ cdef extern from "stream.h":
     void cybn_stream(void *to, const void *source, size_t n) noexcept nogil
     void cybn_stream_end() noexcept nogil
 
+cdef extern from "lanes.h" nogil:
+    # x and its pitch, dy and its pitch, rows, how far ahead to prefetch, center; sums, products
+    void cybn_stats_f32(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *,
+                        double *, float *) noexcept
+    void cybn_stats_f32_quad(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *,
+                             double *, float *) noexcept
+    void cybn_stats_f64(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                        const double *, double *, double *) noexcept
+    void cybn_stats_f64_quad(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             const double *, double *, double *) noexcept
+    void cybn_grads_f32(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                        const float *, float *, float *) noexcept
+    void cybn_grads_f32_quad(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             const float *, float *, float *) noexcept
+    void cybn_grads_f64(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                        const double *, double *, double *) noexcept
+    void cybn_grads_f64_quad(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             const double *, double *, double *) noexcept
+
+cdef extern from "vectors.h":
+    bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
+
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
+    const double LARGEST_DOUBLE "DBL_MAX"
 
 cdef enum:
     STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
     GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
+    AHEAD = 64          # columns that are prefetched, else the next panel
     SAMPLES = 8         # elements whose mean is the shift of a block
 
 
@@ -53,6 +77,7 @@ cdef struct Panel:
     Py_ssize_t pitch    # elements from row to row
     Py_ssize_t column   # of the tile's tables
     Py_ssize_t least    # rows to take at a time if there are so many
+    Py_ssize_t budget   # elements to take at a time if that makes more rows
     Py_ssize_t o        # where the walk is
     Py_ssize_t c
 
@@ -70,8 +95,9 @@ cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noex
 
 
 cdef inline void first_panel(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t least,
-                             Panel *panel) noexcept nogil:
+                             Py_ssize_t budget, Panel *panel) noexcept nogil:
     panel.least = least
+    panel.budget = budget
     panel.o = 0 if job.rows else block.o0
     panel.c = c0
     panel.column = 0
@@ -87,7 +113,7 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
         if panel.o < block.full:
             # A period above 1 means that the tile is the whole row.
             panel.cols = job.period * (c1 - c0) * job.inner
-            panel.rows = min(max(panel.least, PANEL // panel.cols), block.full - panel.o)
+            panel.rows = min(max(panel.least, panel.budget // panel.cols), block.full - panel.o)
         elif panel.o == block.full and block.rest:
             panel.cols = block.rest * width
             panel.rows = 1
@@ -178,124 +204,119 @@ cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_s
 
 # ---------------------------------------------------------------------------------------------------------- leaves
 
-cdef inline void accumulate_stats(const real *x, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t cols,
-                                  const real *shift, double *sums, real *dots) noexcept nogil:
-    """Per column: sums += x, dots += (x - shift)^2.
-
-    The sum is double: with it the mean is exact to double rounding, and so is y near 0, for which every error of the
-    mean counts. float64 input sums x - shift instead, which serves data with a large offset the same way.
-    Local arrays, because gcc keeps those in registers; through pointers it would have to fear that they overlap.
-    """
-    cdef double a[LANES]
-    cdef real q[LANES]
-    cdef real k[LANES]
-    cdef Py_ssize_t r, j
-    cdef real d
-    for j in range(cols):
-        a[j] = sums[j]
-        q[j] = dots[j]
-        k[j] = shift[j]
-    for r in range(rows):
-        for j in range(cols):
-            d = x[r * pitch + j] - k[j]
-            q[j] += d * d
-        # A loop of its own: with both widths in one, gcc cuts the vectors short.
-        for j in range(cols):
-            a[j] += x[r * pitch + j] - k[j] if sizeof(real) == 8 else x[r * pitch + j]
-    for j in range(cols):
-        sums[j] = a[j]
-        dots[j] = q[j]
-
-
-cdef inline void accumulate_grads(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                                  Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
-                                  real *sums, real *dots) noexcept nogil:
-    """Per column: sums += dy, dots += dy * ((x - hi) - lo), both in the input's type."""
-    cdef real a[LANES]
-    cdef real q[LANES]
-    cdef real h[LANES]
-    cdef real l[LANES]
-    cdef Py_ssize_t r, j
-    cdef real t
-    for j in range(cols):
-        a[j] = sums[j]
-        q[j] = dots[j]
-        h[j] = hi[j]
-        l[j] = lo[j]
-    for r in range(rows):
-        for j in range(cols):
-            t = dy[r * dy_pitch + j]
-            a[j] += t
-            q[j] += t * ((x[r * x_pitch + j] - h[j]) - l[j])
-    for j in range(cols):
-        sums[j] = a[j]
-        dots[j] = q[j]
-
-
 cdef inline void accumulate(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                            Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
-                            double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
-    if backward:
-        accumulate_grads(x, x_pitch, dy, dy_pitch, rows, cols, hi, lo, dy_sums, dots)
+                            Py_ssize_t rows, Py_ssize_t ahead, const real *center, double *x_sums, real *dy_sums,
+                            real *dots, bint backward, bint quad) noexcept nogil:
+    """LANES columns, or four.
+
+    Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
+    and so is y near 0, for which every error of the mean counts. float64 input sums x - center instead, which serves
+    data with a large offset the same way. Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
+    """
+    if real is float:
+        if backward and quad:
+            cybn_grads_f32_quad(x, x_pitch, dy, dy_pitch, rows, ahead, center, dy_sums, dots)
+        elif backward:
+            cybn_grads_f32(x, x_pitch, dy, dy_pitch, rows, ahead, center, dy_sums, dots)
+        elif quad:
+            cybn_stats_f32_quad(x, x_pitch, rows, ahead, center, x_sums, dots)
+        else:
+            cybn_stats_f32(x, x_pitch, rows, ahead, center, x_sums, dots)
     else:
-        accumulate_stats(x, x_pitch, rows, cols, hi, x_sums, dots)
+        if backward and quad:
+            cybn_grads_f64_quad(x, x_pitch, dy, dy_pitch, rows, ahead, center, dy_sums, dots)
+        elif backward:
+            cybn_grads_f64(x, x_pitch, dy, dy_pitch, rows, ahead, center, dy_sums, dots)
+        elif quad:
+            cybn_stats_f64_quad(x, x_pitch, x, x_pitch, rows, ahead, center, x_sums, dots)
+        else:
+            cybn_stats_f64(x, x_pitch, x, x_pitch, rows, ahead, center, x_sums, dots)
+
+
+cdef inline void accumulate_one(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
+                                Py_ssize_t rows, real center, double *x_sum, real *dy_sum, real *dot,
+                                bint backward) noexcept nogil:
+    """The same for one column."""
+    cdef Py_ssize_t r
+    cdef real d
+    for r in range(rows):
+        d = x[r * x_pitch] - center
+        if backward:
+            dy_sum[0] += dy[r * dy_pitch]
+            dot[0] += dy[r * dy_pitch] * d
+        else:
+            x_sum[0] += d if sizeof(real) == 8 else x[r * x_pitch]
+            dot[0] += d * d
 
 
 cdef inline void reduce_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                              Py_ssize_t rows, Py_ssize_t cols, const real *hi, const real *lo,
+                              Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t ahead, const real *center,
                               double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
-    """Groups of LANES columns: with a constant number of them gcc makes whole vectors."""
-    cdef Py_ssize_t g, j = cols - cols % LANES
-    for g in range(cols // LANES):
-        accumulate(x + g * LANES, x_pitch, dy + g * LANES, dy_pitch, rows, LANES, hi + g * LANES, lo + g * LANES,
-                   x_sums + g * LANES, dy_sums + g * LANES, dots + g * LANES, backward)
-    if j < cols:
-        accumulate(x + j, x_pitch, dy + j, dy_pitch, rows, cols - j, hi + j, lo + j, x_sums + j, dy_sums + j, dots + j,
-                   backward)
+    cdef Py_ssize_t j = 0
+    while j + LANES <= cols:
+        accumulate(x + j, x_pitch, dy + j, dy_pitch, rows, ahead, center + j, x_sums + j, dy_sums + j, dots + j,
+                   backward, False)
+        j += LANES
+    while j + 4 <= cols:
+        accumulate(x + j, x_pitch, dy + j, dy_pitch, rows, ahead, center + j, x_sums + j, dy_sums + j, dots + j,
+                   backward, True)
+        j += 4
+    while j < cols:
+        accumulate_one(x + j, x_pitch, dy + j, dy_pitch, rows, center[j], x_sums + j, dy_sums + j, dots + j, backward)
+        j += 1
 
 
 cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                             Py_ssize_t rows, Py_ssize_t cols, const real *factor, const real *hi, const real *lo,
-                             const real *scale, const real *offset, const real *slope,
+                             Py_ssize_t rows, Py_ssize_t cols, const real *center, const real *scale,
+                             const real *offset, const real *slope,
                              real *out, Py_ssize_t out_pitch, bint backward, bint uniform) noexcept nogil:
-    """y = d * scale + offset, or dx = ((dy - offset) - d * slope) * scale * factor, with d = (x * factor - hi) - lo.
+    """y = d * scale + offset, or dx = ((dy - offset) - d * slope) * scale, with d = x - center.
 
     `uniform`: one channel, its coefficients in element 0 of each table.
     """
     cdef Py_ssize_t r, j
     cdef real d
-    cdef real f0 = factor[0], h0 = hi[0], l0 = lo[0], s0 = scale[0], o0 = offset[0], t0 = slope[0]
+    cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], t0 = slope[0]
     for r in range(rows):
         for j in range(cols):
             d = x[r * x_pitch + j]
             if uniform:
-                d = (d * f0 - h0) - l0
+                d = d - c0
                 if backward:
-                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - o0) - d * t0) * s0 * f0
+                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - o0) - d * t0) * s0
                 else:
                     out[r * out_pitch + j] = d * s0 + o0
             else:
-                d = (d * factor[j] - hi[j]) - lo[j]
+                d = d - center[j]
                 if backward:
-                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - offset[j]) - d * slope[j]) * scale[j] * factor[j]
+                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - offset[j]) - d * slope[j]) * scale[j]
                 else:
                     out[r * out_pitch + j] = d * scale[j] + offset[j]
 
 
 cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                           Py_ssize_t rows, Py_ssize_t cols, const real *factor, const real *hi, const real *lo,
-                           const real *scale, const real *offset, const real *slope,
+                           Py_ssize_t rows, Py_ssize_t cols, const real *center, const real *scale,
+                           const real *offset, const real *slope,
                            real *out, Py_ssize_t out_pitch, bint backward, bint uniform) noexcept nogil:
     """map_columns, told when it works in place: with one name for both gcc needs no overlap check to vectorise."""
     if out == x:
-        map_columns(out, out_pitch, dy, dy_pitch, rows, cols, factor, hi, lo, scale, offset, slope,
+        map_columns(out, out_pitch, dy, dy_pitch, rows, cols, center, scale, offset, slope,
                     out, out_pitch, backward, uniform)
     elif backward and out == dy:
-        map_columns(x, x_pitch, out, out_pitch, rows, cols, factor, hi, lo, scale, offset, slope,
+        map_columns(x, x_pitch, out, out_pitch, rows, cols, center, scale, offset, slope,
                     out, out_pitch, backward, uniform)
     else:
-        map_columns(x, x_pitch, dy, dy_pitch, rows, cols, factor, hi, lo, scale, offset, slope,
+        map_columns(x, x_pitch, dy, dy_pitch, rows, cols, center, scale, offset, slope,
                     out, out_pitch, backward, uniform)
+
+
+cdef void multiply(const real *source, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t cols, const real *factor,
+                   bint uniform, real *to, Py_ssize_t to_pitch) noexcept nogil:
+    """to = source * factor, for the few channels whose arithmetic needs another scale."""
+    cdef Py_ssize_t r, j
+    for r in range(rows):
+        for j in range(cols):
+            to[r * to_pitch + j] = source[r * pitch + j] * factor[0 if uniform else j]
 
 
 # ----------------------------------------------------------------------------------------------------------- tiles
@@ -392,61 +413,91 @@ cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double 
     second[0] = q if backward or not isfinite(q) else q - a * a / count
 
 
-cdef inline bint lost(double a, double q, bint backward, real *kind) noexcept nogil:
-    """Whether accumulators of type real have overflowed or underflowed."""
-    cdef double tiny = 1e-30 if sizeof(real) == 4 else 1e-290
-    # No products at all but a sum of dy: they may have vanished. (So do those of a constant channel, at no harm.)
-    return not (isfinite(a) and isfinite(q)) or (fabs(q) < tiny and (q != 0 or (backward and a != 0)))
+cdef inline double fold(const real *values, Py_ssize_t n, double *kind) noexcept nogil:
+    """Their sum in double: four sums side by side, then those in order."""
+    cdef double t[4]
+    cdef Py_ssize_t i, j
+    for j in range(4):
+        t[j] = 0
+    for i in range(n // 4):
+        for j in range(4):
+            t[j] += values[4 * i + j]
+    for i in range(n - n % 4, n):
+        t[i % 4] += values[i]
+    return (t[0] + t[1]) + (t[2] + t[3])
 
 
-cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile, Py_ssize_t piece,
-                      double before, const Columns *columns, const double *sums, const real *dots,
-                      const real *shift, bint backward, real *kind) noexcept nogil:
-    """Fold the columns into their channels and the block into the slice (Chan, Golub, LeVeque 1979)."""
-    cdef double s1[COLUMNS]
-    cdef double s2[COLUMNS]
-    cdef double first, second, delta, count = <double> block.count
-    cdef double *partial = job.partial + (piece * job.channels + c0) * 2
-    cdef Py_ssize_t c, i, j, p
-    cdef bint again
-    for c in range(tile):
-        s1[c] = 0
-        s2[c] = 0
+cdef inline void fold_columns(const Columns *columns, const real *values, double *to) noexcept nogil:
+    """Columns -> their channels, in double."""
+    cdef Py_ssize_t p, c
+    for c in range(columns.tile):
+        to[c] = 0
     for p in range(columns.repeats):
         if columns.span == 1:
-            for c in range(tile):
-                s1[c] += sums[p * tile + c]
-                s2[c] += dots[p * tile + c]
-            continue
-        for c in range(tile):
-            for i in range(columns.span):
-                j = (p * tile + c) * columns.span + i
-                s1[c] += sums[j]
-                s2[c] += dots[j]
+            for c in range(columns.tile):
+                to[c] += values[c]
+        else:
+            for c in range(columns.tile):
+                to[c] += fold(values + c * columns.span, columns.span, to)
+        values += columns.tile * columns.span
+
+
+cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t piece, double before,
+                      const Columns *columns, const double *sums, const real *dy_sums, const real *dots,
+                      const real *shift, bint backward, real *kind) noexcept nogil:
+    """Fold the columns into their channels and the block into the slice (Chan, Golub, LeVeque 1979).
+
+    Loops along the channels, the rare repair in one of its own, so that gcc vectorises the rest.
+    """
+    cdef double first[COLUMNS]
+    cdef double second[COLUMNS]
+    cdef double again[COLUMNS]
+    cdef double a, q, delta, count = <double> block.count
+    cdef double share = count / (before + count)
+    # Accumulators of type real have overflowed or underflowed: no products at all but a sum of dy, they may have
+    # vanished. (So do those of a constant channel, at no harm.)
+    cdef double tiny = 1e-30 if sizeof(real) == 4 else 1e-290
+    cdef double most = LARGEST_DOUBLE
+    cdef double *means = partial_sums(job, piece, c0)
+    cdef double *squares = means + job.pitch
+    cdef Py_ssize_t c, tile = columns.tile
+    if backward:
+        fold_columns(columns, dy_sums, first)
+    else:
+        fold_columns(columns, sums, first)
+    fold_columns(columns, dots, second)
     for c in range(tile):
-        first = s1[c]
-        second = s2[c]
-        again = lost(first, second, backward, kind)
-        if not backward:
+        a = first[c]
+        q = second[c]
+        again[c] = 0 if (fabs(a) <= most) & (fabs(q) <= most) else 1
+        if backward:
+            again[c] = 1 if (fabs(q) < tiny) & (a != 0) else again[c]
+            second[c] = q - (job.mean[c0 + c] - <double> shift[c]) * a
+        else:
             # Sum and squares -> mean and m2. They are useless if the shift is more than two standard deviations off (m2
             # would be the small difference of large numbers), or if squares vanished though the values differ.
-            first = first / count
-            delta = first if sizeof(real) == 8 else first - shift[c]
-            again = again or count * delta * delta > 0.75 * second
-            first = shift[c] + delta
-            second -= count * delta * delta
-        if again:
-            repair_block(job, block, c0 + c, &first, &second, backward, kind)
-        if backward:
-            partial[2 * c] += first
-            partial[2 * c + 1] += second
-        elif before == 0:
-            partial[2 * c] = first
-            partial[2 * c + 1] = second
-        else:
-            delta = first - partial[2 * c]
-            partial[2 * c] += delta * (count / (before + count))
-            partial[2 * c + 1] += second + delta * delta * (before * count / (before + count))
+            again[c] = 1 if (fabs(q) < tiny) & (q != 0) else again[c]
+            a = a / count
+            delta = a if sizeof(real) == 8 else a - <double> shift[c]
+            again[c] = 1 if count * delta * delta > 0.75 * q else again[c]
+            first[c] = <double> shift[c] + a if sizeof(real) == 8 else a
+            second[c] = q - count * delta * delta
+    for c in range(tile):
+        if again[c] != 0:
+            repair_block(job, block, c0 + c, &first[c], &second[c], backward, kind)
+    if backward:
+        for c in range(tile):
+            means[c] += first[c]
+            squares[c] += second[c]
+    elif before == 0:
+        for c in range(tile):
+            means[c] = first[c]
+            squares[c] = second[c]
+    else:
+        for c in range(tile):
+            delta = first[c] - means[c]
+            means[c] += delta * share
+            squares[c] += second[c] + delta * delta * (before * share)
 
 
 cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
@@ -454,41 +505,53 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef double sums[COLUMNS]
     cdef real dy_sums[COLUMNS]
     cdef real dots[COLUMNS]
-    cdef real hi[COLUMNS]
-    cdef real lo[COLUMNS]
+    cdef real center[COLUMNS]
     cdef real shift[COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
-    cdef real rest[COLUMNS]
     cdef Block block
-    cdef Panel panel
+    cdef Panel panel, ahead
     cdef const real *x
     cdef const real *dy
-    cdef Py_ssize_t x_pitch, dy_pitch, whole, j, index, tile = c1 - c0
+    cdef Py_ssize_t x_pitch, dy_pitch, whole, distance, j, index, last, tile = c1 - c0
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
+    cdef double *partial = partial_sums(job, piece, c0)
+    cdef bint more
     cdef Py_ssize_t least = GRADS_ROWS if backward else STATS_ROWS
+    cdef Py_ssize_t budget = PANEL // 2 if backward else PANEL
     if not job.x.direct or (backward and not job.dy.direct):
         least = 1       # a stage holds PANEL elements only
     if backward:
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
-            rest[j] = <real> (job.mean[c0 + j] - <double> shift[j])
-        spread(&columns, shift, hi)
-        spread(&columns, rest, lo)
-    for j in range(2 * tile):
-        job.partial[(piece * job.channels + c0) * 2 + j] = 0
-    for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
-        open_block(job, index, &block)
+        spread(&columns, shift, center)
+    for j in range(tile):
+        partial[j] = 0
+        partial[job.pitch + j] = 0
+    index = piece * job.slice_blocks
+    last = min(index + job.slice_blocks, job.blocks)
+    open_block(job, index, &block)
+    first_panel(job, &block, c0, least, budget, &panel)
+    next_panel(job, &block, c0, c1, &panel)
+    while index < last:
         if not backward:
             sample_shifts(job, &block, c0, tile, shift)
-            spread(&columns, shift, hi)
+            spread(&columns, shift, center)
         for j in range(columns.count):
             sums[j] = 0
             dy_sums[j] = 0
             dots[j] = 0
-        first_panel(job, &block, c0, least, &panel)
-        while next_panel(job, &block, c0, c1, &panel):
+        more = True
+        while more:
+            ahead = panel
+            more = next_panel(job, &block, c0, c1, &ahead)
+            # What to prefetch: the next panel, or of a run the one after it, as long as they leave room in L1.
+            distance = ahead.flat - panel.flat if more else 0
+            if not job.rows:
+                distance *= 2
+            elif panel.rows * panel.cols > budget:
+                distance = AHEAD
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
             dy = x
             dy_pitch = x_pitch
@@ -496,54 +559,71 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
             j = panel.column
             if job.rows:
-                reduce_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, hi, lo, sums, dy_sums, dots, backward)
-                continue
-            # A run: rows of LANES, then what is left.
-            whole = panel.cols // LANES
-            reduce_panel(x, LANES, dy, LANES, whole, LANES, hi + j, lo + j, sums + j, dy_sums + j, dots + j, backward)
-            if whole * LANES < panel.cols:
-                reduce_panel(x + whole * LANES, LANES, dy + whole * LANES, LANES, 1, panel.cols - whole * LANES,
-                             hi + j, lo + j, sums + j, dy_sums + j, dots + j, backward)
-        if backward:
-            for j in range(columns.count):
-                sums[j] = dy_sums[j]
-        close_block(job, &block, c0, tile, piece, before, &columns, sums, dots, shift, backward, kind)
+                reduce_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, distance, center,
+                             sums, dy_sums, dots, backward)
+            else:
+                # A run: rows of LANES, then what is left.
+                whole = panel.cols // LANES
+                reduce_panel(x, LANES, dy, LANES, whole, LANES, distance, center + j,
+                             sums + j, dy_sums + j, dots + j, backward)
+                whole *= LANES
+                if whole < panel.cols:
+                    reduce_panel(x + whole, LANES, dy + whole, LANES, 1, panel.cols - whole, distance,
+                                 center + j, sums + j, dy_sums + j, dots + j, backward)
+            panel = ahead
+        close_block(job, &block, c0, piece, before, &columns, sums, dy_sums, dots, shift, backward, kind)
         before += block.count
+        index += 1
+        if index < last:
+            open_block(job, index, &block)
+            first_panel(job, &block, c0, least, budget, &panel)
+            next_panel(job, &block, c0, c1, &panel)
 
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                           bint backward, real *kind) noexcept nogil:
-    # One after the other: factor, hi, lo, scale, offset, slope; per channel, and for rows per column.
-    cdef real channel[6 * COLUMNS]
-    cdef real column[6 * COLUMNS]
+    # One after the other: center, scale, offset, slope, factor; per channel, and for rows per column.
+    cdef real channel[5 * COLUMNS]
+    cdef real column[5 * COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
     cdef Block block
     cdef Panel panel
     cdef const real *x
     cdef const real *dy
+    cdef const real *table = channel
     cdef real *out
-    cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, c, j, r, index
-    cdef bint direct
+    cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, j, r, index, n = c1 - c0
+    cdef double low
+    cdef bint direct, uniform = not job.rows
+    cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
     cdef const Operand *source = &job.x if backward else job.source
     cdef Columns columns = layout_columns(job, c1 - c0)
-    for c in range(c0, c1):
-        j = c - c0
-        channel[j] = <real> job.factor[c]
-        channel[COLUMNS + j] = <real> job.center[c]
-        channel[2 * COLUMNS + j] = <real> (job.center[c] - <double> channel[COLUMNS + j])
-        channel[3 * COLUMNS + j] = <real> job.scale[c]
-        channel[4 * COLUMNS + j] = <real> job.offset[c]
-        channel[5 * COLUMNS + j] = <real> job.slope[c]
-        if not isfinite(channel[3 * COLUMNS + j]) and isfinite(job.scale[c]):
-            # A constant channel with a tiny eps: d is 0 and must not meet an infinity.
-            channel[3 * COLUMNS + j] = <real> copysign(LARGEST_FLOAT, job.scale[c])
-    if job.rows:
-        for j in range(6):
+    for j in range(n):
+        channel[j] = <real> job.center[c0 + j]
+        channel[COLUMNS + j] = <real> job.scale[c0 + j]
+        # What the center loses by its rounding goes into the offset, unless that is 0 times infinity.
+        low = (job.center[c0 + j] - <double> channel[j]) * (job.slope[c0 + j] if backward else job.scale[c0 + j])
+        low = low if low == low else 0
+        channel[2 * COLUMNS + j] = <real> (job.offset[c0 + j] - low)
+    if backward:
+        for j in range(n):
+            channel[3 * COLUMNS + j] = <real> job.slope[c0 + j]
+    if scaled:
+        for j in range(n):
+            channel[4 * COLUMNS + j] = <real> job.factor[c0 + j]
+    if sizeof(real) == 4 and cybn_outside(job.scale + c0, n, -LARGEST_FLOAT, LARGEST_FLOAT):
+        # A constant channel with a tiny eps: d is 0 and must not meet an infinity.
+        for j in range(n):
+            if isfinite(job.scale[c0 + j]) and not isfinite(channel[COLUMNS + j]):
+                channel[COLUMNS + j] = <real> copysign(LARGEST_FLOAT, job.scale[c0 + j])
+    if job.rows and columns.count > columns.tile:
+        table = column
+        for j in range(5 if scaled else 4 if backward else 3):
             spread(&columns, channel + j * COLUMNS, column + j * COLUMNS)
     for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
         open_block(job, index, &block)
-        first_panel(job, &block, c0, 1, &panel)
+        first_panel(job, &block, c0, 1, PANEL, &panel)
         while next_panel(job, &block, c0, c1, &panel):
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x
@@ -554,21 +634,23 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             out = (<real *> job.out.data) + panel.flat if direct else x_stage
             out_pitch = panel.pitch if direct else panel.cols
             j = 0 if job.rows else panel.column // LANES
+            if scaled:
+                multiply(x, x_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, uniform, x_stage, panel.cols)
+                x = x_stage
+                x_pitch = panel.cols
             if job.rows:
-                map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, column, column + COLUMNS,
-                          column + 2 * COLUMNS, column + 3 * COLUMNS, column + 4 * COLUMNS, column + 5 * COLUMNS,
-                          out, out_pitch, backward, False)
+                map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, table + COLUMNS,
+                          table + 2 * COLUMNS, table + 3 * COLUMNS, out, out_pitch, backward, False)
             else:
-                map_panel(x, x_pitch, dy, dy_pitch, 1, panel.cols, channel + j, channel + COLUMNS + j,
-                          channel + 2 * COLUMNS + j, channel + 3 * COLUMNS + j, channel + 4 * COLUMNS + j,
-                          channel + 5 * COLUMNS + j, out, out_pitch, backward, True)
-            if direct:
-                continue
+                map_panel(x, x_pitch, dy, dy_pitch, 1, panel.cols, table + j, table + COLUMNS + j,
+                          table + 2 * COLUMNS + j, table + 3 * COLUMNS + j, out, out_pitch, backward, True)
+            if scaled and backward:
+                multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, uniform, out, out_pitch)
             if job.stream:
                 for r in range(panel.rows):
                     cybn_stream((<real *> job.out.data) + panel.flat + r * panel.pitch, out + r * panel.cols,
                                 panel.cols * sizeof(real))
-            else:
+            elif not direct:
                 for r in range(panel.rows):
                     transfer(&job.out, panel.flat + r * panel.pitch, panel.cols, out + r * panel.cols, True)
     if job.stream:

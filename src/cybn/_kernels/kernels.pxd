@@ -7,19 +7,17 @@ computed once, in `_schedule.pyx`, from shape and dtype alone: it is what fixes 
 
 cdef enum:
     LANES = 16          # accumulators of a run: element i of a block goes to lane i % LANES
-    PERIOD = 512        # columns of a row at most, where it holds several outer indices
     COLUMNS = 1024      # accumulators of a tile: 64 channels of LANES, or a row of so many columns
     PANEL = 2048        # elements handled at a time: a block of a run; the size of a staging buffer
     ROWS = 64           # rows of a block in the rows traversal, so no accumulator sums more than ROWS values
-    NDIM = 64           # NumPy's limit of axes
 
 
 cdef struct Operand:
     # One array, its axes in x's memory order, neighbours merged where the strides allow.
     char *data
     Py_ssize_t ndim
-    Py_ssize_t shape[NDIM]
-    Py_ssize_t stride[NDIM]     # bytes
+    Py_ssize_t *shape
+    Py_ssize_t *stride          # bytes
     bint direct                 # dense and aligned: element `flat` is data[flat]
 
 
@@ -46,17 +44,27 @@ cdef struct Job:
     Py_ssize_t blocks
     Py_ssize_t slices
     Py_ssize_t slice_blocks
-    double *partial             # (slices, channels, 2): (mean, m2) or (sum_dy, sum_dy_xmu)
+    double *partial             # (groups, slices, 2, pitch): means and m2s, or sum_dys and sum_dy_xmus, of a slice
     double *counts              # (slices,): elements per channel
+    Py_ssize_t width            # channels of a group
+    Py_ssize_t pitch            # doubles
+    Py_ssize_t group_pitch      # doubles from group to group
 
     # Per channel, always double; the kernels round what they use to their own type.
     double *mean                # what backward_reduce subtracts
     # The map: d = x * factor - center; y = d * scale + offset, dx = ((dy - offset) - d * slope) * scale * factor.
+    # Factors are 1 but for extreme channels.
     double *center
     double *factor
     double *scale
     double *offset
     double *slope
+
+
+cdef inline double *partial_sums(const Job *job, Py_ssize_t piece, Py_ssize_t c) noexcept nogil:
+    """Where a slice's sums of the channels from c on stand; the second ones `pitch` further on."""
+    cdef Py_ssize_t group = c // job.width
+    return job.partial + group * job.group_pitch + 2 * piece * job.pitch + (c - group * job.width)
 
 
 # A verb does the channels [c0, c1) of one slice.
