@@ -121,11 +121,11 @@ def test_a_wrong_stream_size_is_warned_of_and_ignored():
         from cybn import _schedule
         print(_schedule.set_stream_min_bytes(0))
     """
-    want = "RuntimeWarning|CYBN_STREAM_MIN_BYTES must be a number of bytes, got '1e6'; ignored\n33554432"
+    want = "RuntimeWarning|CYBN_STREAM_MIN_BYTES must be a number of bytes, got '1e6'; ignored\n16777216"
     assert python(code, CYBN_STREAM_MIN_BYTES="1e6") == want
 
 
 def test_the_stream_size_is_read_from_the_environment():
     code = "from cybn import _schedule; print(_schedule.set_stream_min_bytes(0))"
     assert python(code, CYBN_STREAM_MIN_BYTES="4096") == "4096"
-    assert python(code) == "33554432"
+    assert python(code) == "16777216"

@@ -1,1 +1,17 @@
+from typing import Any
+
 def set_stream_min_bytes(n: int) -> int: ...
+def set_cache_sizes(l2: int, l3: int) -> tuple[int, int]: ...
+def plan_of(
+    outer: int,
+    channels: int,
+    inner: int,
+    threads: int,
+    *,
+    itemsize: int = 4,
+    operands: int = 2,
+    reduces: bool = True,
+    maps: bool = True,
+    l2: int | None = None,
+    l3: int | None = None,
+) -> dict[str, Any]: ...

@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 
 from cybn._environment import number
 
-from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, ROWS, Job, partial_sums, verb
+from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, ROWS, Job, map_width, partial_sums, slice_start, verb
 from cybn._threads cimport usable_threads
 
 cdef enum:
@@ -17,7 +17,7 @@ cdef enum:
     PERIOD = 128            # columns of a row, about, where it holds several outer indices
     LONGEST = 512           # columns of a row at most that spare it a tail
     BLOCKS = 256            # of rows that cannot be cut: enough for many threads
-    PARTIALS = 8192         # slices * channels, about: enough slices for many threads, few enough to combine quickly
+    PARTIALS = 32768        # slices * channels, about: enough slices for many threads, few enough to combine quickly
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
@@ -53,8 +53,8 @@ cdef Py_ssize_t L3 = cybn_cache(3) if cybn_cache(3) > 0 else 4 * 1024 * 1024
 
 
 # Size from which results are written past the caches. Smaller ones are likely to be found in the last cache by who
-# reads them next; 32 MiB is where streaming began to gain on the machines that were tried.
-cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", 32 * 1024 * 1024)
+# reads them next; 16 MiB is where streaming began to gain on the machines that were tried.
+cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", 16 * 1024 * 1024)
 
 
 def set_cache_sizes(Py_ssize_t l2, Py_ssize_t l3):
@@ -115,8 +115,6 @@ cdef void decompose(Job *job) noexcept nogil:
     job.blocks_inner = ceil_div(job.inner, job.block_inner)
     job.blocks = ceil_div(job.outer, job.block_outer) * job.blocks_inner
     job.slices = max(1, min(max(PARTIALS // job.channels, LEAST_SLICES), MOST_SLICES, job.blocks))
-    job.slice_blocks = ceil_div(job.blocks, job.slices)
-    job.slices = ceil_div(job.blocks, job.slice_blocks)
 
 
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
@@ -126,15 +124,15 @@ cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
     return max(sweeps, owner) + job.slices
 
 
-cdef void count_slices(Job *job) noexcept nogil:
-    cdef Py_ssize_t block, bo, bi, piece
-    for piece in range(job.slices):
-        job.counts[piece] = 0
-        for block in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
-            bo = block // job.blocks_inner
-            bi = block - bo * job.blocks_inner
-            job.counts[piece] += (min(job.block_outer, job.outer - bo * job.block_outer)
-                                  * min(job.block_inner, job.inner - bi * job.block_inner))
+cdef Py_ssize_t slice_count(const Job *job, Py_ssize_t piece) noexcept nogil:
+    """Elements per channel."""
+    cdef Py_ssize_t block, bo, bi, count = 0
+    for block in range(slice_start(job, piece), slice_start(job, piece + 1)):
+        bo = block // job.blocks_inner
+        bi = block - bo * job.blocks_inner
+        count += (min(job.block_outer, job.outer - bo * job.block_outer)
+                  * min(job.block_inner, job.inner - bi * job.block_inner))
+    return count
 
 
 # ------------------------------------------------------------------------------------------------------------ schedule
@@ -149,10 +147,11 @@ cdef struct Plan:
     Py_ssize_t band         # channels between two meetings of the threads; a multiple of width (not owner)
 
 
-cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint revisit, int threads,
+cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps, int threads,
                     Py_ssize_t l2, Py_ssize_t l3) noexcept nogil:
-    """`operands`: arrays that take room in the caches; `revisit`: whether a second sweep follows the first."""
+    """`operands`: arrays that take room in the caches."""
     cdef Plan plan
+    cdef bint revisit = reduces and maps
     cdef Py_ssize_t stretch = job.inner * job.itemsize
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
     cdef Py_ssize_t rounds, least, piece, tasks
@@ -178,11 +177,12 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint revisit, int threa
         piece = plan.width * stretch
         plan.owner = ((plan.width * channel_bytes <= l2 // 2 and piece >= SHORT_PIECE
                        or plan.width * channel_bytes <= l3 // (4 * plan.threads) and piece >= LONG_PIECE)
+                      and ceil_div(job.channels, plan.width) >= plan.threads
                       and 4 * rounds * plan.threads * plan.width <= 5 * job.channels)
         if plan.owner:
             return plan
     # As wide as may be, so that memory is read in its order, but narrower if a thread would have much less than others.
-    plan.width = min(job.tile, job.channels)
+    plan.width = min(job.tile if reduces else map_width(job), job.channels)
     while plan.width // 2 >= NARROW:
         tasks = job.slices * ceil_div(job.channels, plan.width)
         if 8 * ceil_div(tasks, plan.threads) * plan.threads <= 9 * tasks:
@@ -218,19 +218,33 @@ cdef void group(Job *job, const Channels *v, verb reduce, finisher finish, verb 
         apply(job, c0, c1, job.slices - 1 - piece)
 
 
+cdef struct Tasks:
+    # A thread's share of a band's tasks, slices x groups.
+    Py_ssize_t groups
+    Py_ssize_t first
+    Py_ssize_t last
+    Py_ssize_t stop         # the channel after the band's last
+
+
+cdef Tasks share_of(const Job *job, const Plan *plan, Py_ssize_t band, Py_ssize_t share) noexcept nogil:
+    cdef Tasks tasks
+    tasks.stop = min(band + plan.band, job.channels)
+    tasks.groups = ceil_div(tasks.stop - band, plan.width)
+    tasks.first = tasks.groups * job.slices * share // plan.threads
+    tasks.last = tasks.groups * job.slices * (share + 1) // plan.threads
+    return tasks
+
+
 cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py_ssize_t share,
                 bint backwards) noexcept nogil:
-    """A thread's share of the tasks, slices x groups of a band, in the order of memory or against it."""
-    cdef Py_ssize_t stop = min(band + plan.band, job.channels)
-    cdef Py_ssize_t groups = ceil_div(stop - band, plan.width)
-    cdef Py_ssize_t first = groups * job.slices * share // plan.threads
-    cdef Py_ssize_t last = groups * job.slices * (share + 1) // plan.threads
+    """A thread's share, in the order of memory or against it."""
+    cdef Tasks tasks = share_of(job, plan, band, share)
     cdef Py_ssize_t i, task, piece, c0
-    for i in range(first, last):
-        task = last - 1 - (i - first) if backwards else i
-        piece = task // groups
-        c0 = band + (task - piece * groups) * plan.width
-        work(job, c0, min(c0 + plan.width, stop), piece)
+    for i in range(tasks.first, tasks.last):
+        task = tasks.last - 1 - (i - tasks.first) if backwards else i
+        piece = task // tasks.groups
+        c0 = band + (task - piece * tasks.groups) * plan.width
+        work(job, c0, min(c0 + plan.width, tasks.stop), piece)
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
@@ -243,8 +257,9 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
                   and job.out.data != job.dy.data)
     operands = 1 + (job.dy.data != NULL) + (job.out.data != NULL and not job.stream)
     if reduce != NULL:
-        count_slices(job)
-    plan = make_plan(job, operands, reduce != NULL and apply != NULL, usable_threads(threads), L2, L3)
+        for t in range(job.slices):
+            job.counts[t] = slice_count(job, t)
+    plan = make_plan(job, operands, reduce != NULL, apply != NULL, usable_threads(threads), L2, L3)
     lay_out_partial(job, &plan)
     groups = ceil_div(job.channels, plan.width)
     if plan.threads == 1:
@@ -428,3 +443,55 @@ cdef void finish_frozen(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c
         job.offset[c] = v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
     set_centers(job, NULL, job.offset, NULL, c0, c1)
     memset(job.offset + c0, 0, (c1 - c0) * sizeof(double))
+
+
+# ----------------------------------------------------------------------------------------------- for tests and the model
+
+def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads, *, Py_ssize_t itemsize=4,
+            Py_ssize_t operands=2, bint reduces=True, bint maps=True, l2=None, l3=None):
+    """Who does what: the plan of a call over (outer, channels, inner), as data.
+
+    Returns
+    -------
+    dict
+        ``kind`` ("owner", "cooperative" or "two sweeps"), ``threads``, ``bands`` (meetings of the threads are three per
+        band), ``slices`` and ``tasks`` of the first sweep: (thread, elements, first and last cache line of their partial
+        sums). An owner's groups go to whichever thread is free; here, in turn.
+    """
+    cdef Job job
+    cdef Plan plan
+    cdef Tasks tasks
+    cdef Py_ssize_t band = 0, share, task, piece, c0, c1, start, t
+    memset(&job, 0, sizeof(Job))
+    job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
+    decompose(&job)
+    plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, L3 if l3 is None else l3)
+    lay_out_partial(&job, &plan)
+    counts = []
+    for piece in range(job.slices):
+        counts.append(slice_count(&job, piece))
+    work = []
+    if plan.owner:
+        for t in range(ceil_div(channels, plan.width)):
+            c0 = t * plan.width
+            c1 = min(c0 + plan.width, channels)
+            start = partial_sums(&job, 0, c0) - job.partial
+            work.append((t % plan.threads, (c1 - c0) * outer * inner, start // LINE,
+                         (start + 2 * job.slices * job.pitch - 1) // LINE))
+    while band < channels and not plan.owner:
+        for share in range(plan.threads):
+            tasks = share_of(&job, &plan, band, share)
+            for task in range(tasks.first, tasks.last):
+                piece = task // tasks.groups
+                c0 = band + (task - piece * tasks.groups) * plan.width
+                c1 = min(c0 + plan.width, tasks.stop)
+                start = partial_sums(&job, piece, c0) - job.partial
+                work.append((share, (c1 - c0) * counts[piece], start // LINE, (start + 2 * job.pitch - 1) // LINE))
+        band += plan.band
+    return {
+        "kind": "owner" if plan.owner else "cooperative" if plan.band < channels else "two sweeps",
+        "threads": plan.threads,
+        "bands": 0 if plan.owner else ceil_div(channels, plan.band),
+        "slices": job.slices,
+        "tasks": work,
+    }

@@ -15,7 +15,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport copysign, fabs, isfinite
 from libc.string cimport memcpy
 
-from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, Job, Kernels, Operand, partial_sums
+from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, SHORTEST, Job, Kernels, Operand, map_width, partial_sums, slice_start
 
 ctypedef fused real:
     float
@@ -75,7 +75,8 @@ cdef struct Panel:
     Py_ssize_t rows
     Py_ssize_t cols
     Py_ssize_t pitch    # elements from row to row
-    Py_ssize_t column   # of the tile's tables
+    Py_ssize_t channel  # of the tile, the first (runs)
+    bint by_rows        # rows of channels, else runs
     Py_ssize_t least    # rows to take at a time if there are so many
     Py_ssize_t budget   # elements to take at a time if that makes more rows
     Py_ssize_t o        # where the walk is
@@ -94,19 +95,20 @@ cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noex
     block.rest = (block.o1 - block.o0) - block.full * job.period
 
 
-cdef inline void first_panel(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t least,
-                             Py_ssize_t budget, Panel *panel) noexcept nogil:
+cdef inline void first_panel(const Block *block, Py_ssize_t c0, bint rows, Py_ssize_t least, Py_ssize_t budget,
+                             Panel *panel) noexcept nogil:
+    panel.by_rows = rows
     panel.least = least
     panel.budget = budget
-    panel.o = 0 if job.rows else block.o0
+    panel.o = 0 if rows else block.o0
     panel.c = c0
-    panel.column = 0
+    panel.channel = 0
 
 
 cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t c1,
                             Panel *panel) noexcept nogil:
     cdef Py_ssize_t width
-    if job.rows:
+    if panel.by_rows:
         width = job.channels * job.inner
         panel.flat = (block.o0 + panel.o * job.period) * width + c0 * job.inner
         panel.pitch = job.period * width
@@ -127,11 +129,11 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
     if panel.o == block.o1:
         return False
     panel.flat = (panel.o * job.channels + panel.c) * job.inner + block.i0
-    panel.rows = 1
     panel.cols = block.i1 - block.i0
-    panel.pitch = panel.cols
-    panel.column = (panel.c - c0) * LANES
-    panel.c += 1
+    panel.pitch = job.inner
+    panel.rows = max(1, min(panel.budget // panel.cols, c1 - panel.c))
+    panel.channel = panel.c - c0
+    panel.c += panel.rows
     return True
 
 
@@ -272,12 +274,15 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
                              real *out, Py_ssize_t out_pitch, bint backward, bint uniform) noexcept nogil:
     """y = d * scale + offset, or dx = ((dy - offset) - d * slope) * scale, with d = x - center.
 
-    `uniform`: one channel, its coefficients in element 0 of each table.
+    `uniform`: each row is one channel, and the tables have an element per row.
     """
     cdef Py_ssize_t r, j
-    cdef real d
-    cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], t0 = slope[0]
+    cdef real d, c0, s0, o0, t0
     for r in range(rows):
+        c0 = center[r] if uniform else 0
+        s0 = scale[r] if uniform else 0
+        o0 = offset[r] if uniform else 0
+        t0 = slope[r] if uniform and backward else 0
         for j in range(cols):
             d = x[r * x_pitch + j]
             if uniform:
@@ -316,7 +321,7 @@ cdef void multiply(const real *source, Py_ssize_t pitch, Py_ssize_t rows, Py_ssi
     cdef Py_ssize_t r, j
     for r in range(rows):
         for j in range(cols):
-            to[r * to_pitch + j] = source[r * pitch + j] * factor[0 if uniform else j]
+            to[r * to_pitch + j] = source[r * pitch + j] * factor[r if uniform else j]
 
 
 # ----------------------------------------------------------------------------------------------------------- tiles
@@ -519,7 +524,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef double *partial = partial_sums(job, piece, c0)
     cdef bint more
     cdef Py_ssize_t least = GRADS_ROWS if backward else STATS_ROWS
-    cdef Py_ssize_t budget = PANEL // 2 if backward else PANEL
+    cdef Py_ssize_t budget = (PANEL // 2 if backward else PANEL) if job.rows else 1     # a run is a panel
     if not job.x.direct or (backward and not job.dy.direct):
         least = 1       # a stage holds PANEL elements only
     if backward:
@@ -529,10 +534,10 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     for j in range(tile):
         partial[j] = 0
         partial[job.pitch + j] = 0
-    index = piece * job.slice_blocks
-    last = min(index + job.slice_blocks, job.blocks)
+    index = slice_start(job, piece)
+    last = slice_start(job, piece + 1)
     open_block(job, index, &block)
-    first_panel(job, &block, c0, least, budget, &panel)
+    first_panel(&block, c0, job.rows, least, budget, &panel)
     next_panel(job, &block, c0, c1, &panel)
     while index < last:
         if not backward:
@@ -557,7 +562,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             dy_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
-            j = panel.column
+            j = panel.channel * LANES
             if job.rows:
                 reduce_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, distance, center,
                              sums, dy_sums, dots, backward)
@@ -576,7 +581,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         index += 1
         if index < last:
             open_block(job, index, &block)
-            first_panel(job, &block, c0, least, budget, &panel)
+            first_panel(&block, c0, job.rows, least, budget, &panel)
             next_panel(job, &block, c0, c1, &panel)
 
 
@@ -595,10 +600,11 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef real *out
     cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, j, r, index, n = c1 - c0
     cdef double low
-    cdef bint direct, uniform = not job.rows
+    # A map needs no columns to sum over, so all but the shortest runs are taken as they lie.
+    cdef bint direct, rows = job.rows and job.inner < SHORTEST
     cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
     cdef const Operand *source = &job.x if backward else job.source
-    cdef Columns columns = layout_columns(job, c1 - c0)
+    cdef Columns columns = layout_columns(job, n)
     for j in range(n):
         channel[j] = <real> job.center[c0 + j]
         channel[COLUMNS + j] = <real> job.scale[c0 + j]
@@ -617,13 +623,13 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         for j in range(n):
             if isfinite(job.scale[c0 + j]) and not isfinite(channel[COLUMNS + j]):
                 channel[COLUMNS + j] = <real> copysign(LARGEST_FLOAT, job.scale[c0 + j])
-    if job.rows and columns.count > columns.tile:
+    if rows and columns.count > columns.tile:
         table = column
         for j in range(5 if scaled else 4 if backward else 3):
             spread(&columns, channel + j * COLUMNS, column + j * COLUMNS)
-    for index in range(piece * job.slice_blocks, min((piece + 1) * job.slice_blocks, job.blocks)):
+    for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
-        first_panel(job, &block, c0, 1, PANEL, &panel)
+        first_panel(&block, c0, rows, 1, PANEL, &panel)
         while next_panel(job, &block, c0, c1, &panel):
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x
@@ -633,20 +639,22 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             direct = job.out.direct and not job.stream
             out = (<real *> job.out.data) + panel.flat if direct else x_stage
             out_pitch = panel.pitch if direct else panel.cols
-            j = 0 if job.rows else panel.column // LANES
+            j = panel.channel
             if scaled:
-                multiply(x, x_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, uniform, x_stage, panel.cols)
+                multiply(x, x_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, not rows, x_stage, panel.cols)
                 x = x_stage
                 x_pitch = panel.cols
-            if job.rows:
+            if rows:
                 map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, table + COLUMNS,
                           table + 2 * COLUMNS, table + 3 * COLUMNS, out, out_pitch, backward, False)
             else:
-                map_panel(x, x_pitch, dy, dy_pitch, 1, panel.cols, table + j, table + COLUMNS + j,
+                map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table + j, table + COLUMNS + j,
                           table + 2 * COLUMNS + j, table + 3 * COLUMNS + j, out, out_pitch, backward, True)
             if scaled and backward:
-                multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, uniform, out, out_pitch)
-            if job.stream:
+                multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, not rows, out, out_pitch)
+            if job.stream and panel.pitch == panel.cols:
+                cybn_stream((<real *> job.out.data) + panel.flat, out, panel.rows * panel.cols * sizeof(real))
+            elif job.stream:
                 for r in range(panel.rows):
                     cybn_stream((<real *> job.out.data) + panel.flat + r * panel.pitch, out + r * panel.cols,
                                 panel.cols * sizeof(real))
@@ -671,12 +679,13 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
 
 cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                     bint backward, real *kind) noexcept nogil:
+    cdef Py_ssize_t width = map_width(job)
     while c0 < c1:
         if backward:
-            map_tile(job, c0, min(c0 + job.tile, c1), piece, True, kind)
+            map_tile(job, c0, min(c0 + width, c1), piece, True, kind)
         else:
-            map_tile(job, c0, min(c0 + job.tile, c1), piece, False, kind)
-        c0 += job.tile
+            map_tile(job, c0, min(c0 + width, c1), piece, False, kind)
+        c0 += width
 
 
 cdef void collect_stats_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:

@@ -8,6 +8,7 @@ computed once, in `_schedule.pyx`, from shape and dtype alone: it is what fixes 
 cdef enum:
     LANES = 16          # accumulators of a run: element i of a block goes to lane i % LANES
     COLUMNS = 1024      # accumulators of a tile: 64 channels of LANES, or a row of so many columns
+    SHORTEST = 16       # runs shorter than this are mapped as rows of columns, each with its own coefficients
     PANEL = 2048        # elements handled at a time: a block of a run; the size of a staging buffer
     ROWS = 64           # rows of a block in the rows traversal, so no accumulator sums more than ROWS values
 
@@ -43,7 +44,6 @@ cdef struct Job:
     Py_ssize_t blocks_inner
     Py_ssize_t blocks
     Py_ssize_t slices
-    Py_ssize_t slice_blocks
     double *partial             # (groups, slices, 2, pitch): means and m2s, or sum_dys and sum_dy_xmus, of a slice
     double *counts              # (slices,): elements per channel
     Py_ssize_t width            # channels of a group
@@ -59,6 +59,16 @@ cdef struct Job:
     double *scale
     double *offset
     double *slope
+
+
+cdef inline Py_ssize_t slice_start(const Job *job, Py_ssize_t piece) noexcept nogil:
+    """The first block of a slice: slices differ by one block at most."""
+    return job.blocks * piece // job.slices
+
+
+cdef inline Py_ssize_t map_width(const Job *job) noexcept nogil:
+    """Channels that a map takes at a time: with runs there is no table of columns to fit."""
+    return job.tile if job.rows and job.inner < SHORTEST else COLUMNS
 
 
 cdef inline double *partial_sums(const Job *job, Py_ssize_t piece, Py_ssize_t c) noexcept nogil:
