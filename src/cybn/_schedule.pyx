@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 
 from cybn._environment import number
 
-from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, ROWS, Job, map_width, partial_sums, slice_start, verb
+from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, ROWS, Job, partial_sums, slice_start, verb
 from cybn._threads cimport usable_threads
 
 cdef enum:
@@ -21,7 +21,6 @@ cdef enum:
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
-    NARROW = 8              # channels of a group at least (but an owner's)
     LINE = 8                # doubles of a cache line
     STRETCH = 32 * 1024     # bytes of memory in one piece that a group of channels reads at least
     SHORT_PIECE = 1024      # bytes in one piece that an owner reads at least where its group fits L2
@@ -102,12 +101,14 @@ cdef void decompose(Job *job) noexcept nogil:
             if job.period > whole:
                 job.period -= job.period % whole
             if job.period > 1:
-                depth = min(ROWS, max(ROWS // 4 * 3, job.outer // (job.period * BLOCKS)))
-        job.block_outer = depth * job.period
+                depth = min(ROWS, max(ROWS // 2, job.outer // (job.period * BLOCKS)))
+        # Equal blocks: the last one would be a thread's whole share.
+        job.block_outer = ceil_div(job.outer, ceil_div(job.outer, depth * job.period))
+        job.block_outer = ceil_div(job.block_outer, job.period) * job.period
         job.tile = job.channels if job.period > 1 else max(1, COLUMNS // job.inner)
     else:
         job.tile = COLUMNS // LANES
-        job.block_outer = max(1, PANEL // job.inner)
+        job.block_outer = ceil_div(job.outer, ceil_div(job.outer, max(1, PANEL // job.inner)))
         if job.inner > PANEL:
             # Equal pieces, whole lanes.
             job.block_inner = ceil_div(job.inner, ceil_div(job.inner, PANEL))
@@ -119,9 +120,7 @@ cdef void decompose(Job *job) noexcept nogil:
 
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
     """Doubles of `job.partial` and `job.counts`, whatever groups the schedule makes: see `lay_out_partial`."""
-    cdef Py_ssize_t sweeps = 2 * job.slices * LINE * (ceil_div(job.channels, NARROW) + ceil_div(job.channels, LINE))
-    cdef Py_ssize_t owner = 2 * job.slices * job.channels + LINE * job.channels
-    return max(sweeps, owner) + job.slices
+    return 2 * job.slices * (job.channels + LINE) + LINE * job.channels + job.slices
 
 
 cdef Py_ssize_t slice_count(const Job *job, Py_ssize_t piece) noexcept nogil:
@@ -143,8 +142,9 @@ cdef Py_ssize_t slice_count(const Job *job, Py_ssize_t piece) noexcept nogil:
 cdef struct Plan:
     int threads
     bint owner
-    Py_ssize_t width        # channels of a group, the least that a thread works on
-    Py_ssize_t band         # channels between two meetings of the threads; a multiple of width (not owner)
+    Py_ssize_t width        # channels of a group whose partial sums lie together: an owner's, or all
+    Py_ssize_t step         # channels that a share is rounded to
+    Py_ssize_t band         # channels between two meetings of the threads (not owner)
 
 
 cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps, int threads,
@@ -154,9 +154,10 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     cdef bint revisit = reduces and maps
     cdef Py_ssize_t stretch = job.inner * job.itemsize
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
-    cdef Py_ssize_t rounds, least, piece, tasks
+    cdef Py_ssize_t rounds, least, piece
     plan.threads = <int> min(<Py_ssize_t> threads, channel_bytes * job.channels // SERIAL + 1)
     plan.band = job.channels
+    plan.step = job.channels if job.rows and job.period > 1 else LINE if reduces else 1
     plan.owner = False
     if plan.threads == 1 and channel_bytes * job.channels <= l2 // 2:
         plan.width = job.channels
@@ -181,30 +182,19 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
                       and 4 * rounds * plan.threads * plan.width <= 5 * job.channels)
         if plan.owner:
             return plan
-    # As wide as may be, so that memory is read in its order, but narrower if a thread would have much less than others.
-    plan.width = min(job.tile if reduces else map_width(job), job.channels)
-    while plan.width // 2 >= NARROW:
-        tasks = job.slices * ceil_div(job.channels, plan.width)
-        if 8 * ceil_div(tasks, plan.threads) * plan.threads <= 9 * tasks:
-            break
-        plan.width = ceil_div(plan.width, 2)
+    plan.width = job.channels
     if revisit and job.slices >= 4 * plan.threads:
-        plan.band = l2 // 2 * plan.threads // channel_bytes
-        plan.band -= plan.band % plan.width
-        if plan.band < max(plan.width, least) or BANDS * plan.band < job.channels:
+        plan.band = l2 // 2 * plan.threads // channel_bytes // LINE * LINE
+        if plan.band < max(LINE, least) or BANDS * plan.band < job.channels:
             plan.band = job.channels
     return plan
 
 
 cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:
-    """No cache line of partial sums is written by two threads."""
+    """No cache line of partial sums is written by two threads: groups begin, and shares end, at the end of a line."""
     job.width = plan.width
-    if plan.owner:
-        job.pitch = plan.width
-        job.group_pitch = ceil_div(2 * job.slices * job.pitch, LINE) * LINE
-    else:
-        job.pitch = ceil_div(plan.width, LINE) * LINE
-        job.group_pitch = 2 * job.slices * job.pitch
+    job.pitch = plan.width if plan.owner else ceil_div(plan.width, LINE) * LINE
+    job.group_pitch = ceil_div(2 * job.slices * job.pitch, LINE) * LINE
 
 
 cdef void group(Job *job, const Channels *v, verb reduce, finisher finish, verb apply,
@@ -218,33 +208,43 @@ cdef void group(Job *job, const Channels *v, verb reduce, finisher finish, verb 
         apply(job, c0, c1, job.slices - 1 - piece)
 
 
-cdef struct Tasks:
-    # A thread's share of a band's tasks, slices x groups.
-    Py_ssize_t groups
-    Py_ssize_t first
-    Py_ssize_t last
-    Py_ssize_t stop         # the channel after the band's last
+cdef struct Cut:
+    # Where one thread's share of a band ends and the next one's begins: at a channel of a slice.
+    Py_ssize_t piece
+    Py_ssize_t channel
 
 
-cdef Tasks share_of(const Job *job, const Plan *plan, Py_ssize_t band, Py_ssize_t share) noexcept nogil:
-    cdef Tasks tasks
-    tasks.stop = min(band + plan.band, job.channels)
-    tasks.groups = ceil_div(tasks.stop - band, plan.width)
-    tasks.first = tasks.groups * job.slices * share // plan.threads
-    tasks.last = tasks.groups * job.slices * (share + 1) // plan.threads
-    return tasks
+cdef Cut cut(const Job *job, const Plan *plan, Py_ssize_t band, Py_ssize_t share) noexcept nogil:
+    """Shares of equal numbers of blocks, so far as blocks can be cut between channels."""
+    cdef Cut end
+    cdef Py_ssize_t stop = min(band + plan.band, job.channels), n = stop - band
+    cdef Py_ssize_t position = job.blocks * n * share // plan.threads
+    cdef Py_ssize_t first, size
+    end.piece = position // n * job.slices // job.blocks
+    while end.piece < job.slices and slice_start(job, end.piece + 1) * n <= position:
+        end.piece += 1
+    end.channel = band
+    if end.piece < job.slices:
+        first = slice_start(job, end.piece)
+        size = slice_start(job, end.piece + 1) - first
+        end.channel += ((position - first * n) // size + plan.step // 2) // plan.step * plan.step
+        if end.channel >= stop:
+            end.channel = band
+            end.piece += 1
+    return end
 
 
 cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py_ssize_t share,
                 bint backwards) noexcept nogil:
     """A thread's share, in the order of memory or against it."""
-    cdef Tasks tasks = share_of(job, plan, band, share)
-    cdef Py_ssize_t i, task, piece, c0
-    for i in range(tasks.first, tasks.last):
-        task = tasks.last - 1 - (i - tasks.first) if backwards else i
-        piece = task // tasks.groups
-        c0 = band + (task - piece * tasks.groups) * plan.width
-        work(job, c0, min(c0 + plan.width, tasks.stop), piece)
+    cdef Cut begin = cut(job, plan, band, share), end = cut(job, plan, band, share + 1)
+    cdef Py_ssize_t i, piece, c0, c1
+    for i in range(begin.piece, end.piece + 1):
+        piece = end.piece - (i - begin.piece) if backwards else i
+        c0 = begin.channel if piece == begin.piece else band
+        c1 = end.channel if piece == end.piece else min(band + plan.band, job.channels)
+        if c0 < c1:
+            work(job, c0, c1, piece)
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
@@ -445,7 +445,7 @@ cdef void finish_frozen(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c
     memset(job.offset + c0, 0, (c1 - c0) * sizeof(double))
 
 
-# ----------------------------------------------------------------------------------------------- for tests and the model
+# ---------------------------------------------------------------------------------------------- for tests and the model
 
 def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads, *, Py_ssize_t itemsize=4,
             Py_ssize_t operands=2, bint reduces=True, bint maps=True, l2=None, l3=None):
@@ -454,44 +454,44 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     Returns
     -------
     dict
-        ``kind`` ("owner", "cooperative" or "two sweeps"), ``threads``, ``bands`` (meetings of the threads are three per
-        band), ``slices`` and ``tasks`` of the first sweep: (thread, elements, first and last cache line of their partial
-        sums). An owner's groups go to whichever thread is free; here, in turn.
+        ``kind`` ("owner", "cooperative", "two sweeps"), ``threads``, ``bands`` (the threads meet three times in each),
+        ``slices`` and the ``tasks`` of a sweep: thread, elements, and the ranges of doubles of the partial sums that it
+        writes, counted from the beginning of a cache line. An owner's groups go to whichever thread is free; here, in
+        turn.
     """
     cdef Job job
     cdef Plan plan
-    cdef Tasks tasks
-    cdef Py_ssize_t band = 0, share, task, piece, c0, c1, start, t
+    cdef Cut begin, end
+    cdef Py_ssize_t band = 0, share, piece, c0, c1, start, t
     memset(&job, 0, sizeof(Job))
     job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
     decompose(&job)
     plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, L3 if l3 is None else l3)
     lay_out_partial(&job, &plan)
-    counts = []
-    for piece in range(job.slices):
-        counts.append(slice_count(&job, piece))
-    work = []
+    tasks = []
     if plan.owner:
         for t in range(ceil_div(channels, plan.width)):
             c0 = t * plan.width
             c1 = min(c0 + plan.width, channels)
             start = partial_sums(&job, 0, c0) - job.partial
-            work.append((t % plan.threads, (c1 - c0) * outer * inner, start // LINE,
-                         (start + 2 * job.slices * job.pitch - 1) // LINE))
+            tasks.append((t % plan.threads, (c1 - c0) * outer * inner,
+                          (start, start + 2 * job.slices * job.pitch)))
     while band < channels and not plan.owner:
         for share in range(plan.threads):
-            tasks = share_of(&job, &plan, band, share)
-            for task in range(tasks.first, tasks.last):
-                piece = task // tasks.groups
-                c0 = band + (task - piece * tasks.groups) * plan.width
-                c1 = min(c0 + plan.width, tasks.stop)
-                start = partial_sums(&job, piece, c0) - job.partial
-                work.append((share, (c1 - c0) * counts[piece], start // LINE, (start + 2 * job.pitch - 1) // LINE))
+            begin = cut(&job, &plan, band, share)
+            end = cut(&job, &plan, band, share + 1)
+            for piece in range(begin.piece, end.piece + 1):
+                c0 = begin.channel if piece == begin.piece else band
+                c1 = end.channel if piece == end.piece else min(band + plan.band, channels)
+                if c0 < c1:
+                    start = partial_sums(&job, piece, c0) - job.partial
+                    tasks.append((share, (c1 - c0) * slice_count(&job, piece), (start, start + c1 - c0),
+                                  (start + job.pitch, start + job.pitch + c1 - c0)))
         band += plan.band
     return {
         "kind": "owner" if plan.owner else "cooperative" if plan.band < channels else "two sweeps",
         "threads": plan.threads,
         "bands": 0 if plan.owner else ceil_div(channels, plan.band),
         "slices": job.slices,
-        "tasks": work,
+        "tasks": tasks,
     }

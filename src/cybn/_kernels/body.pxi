@@ -15,7 +15,18 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport copysign, fabs, isfinite
 from libc.string cimport memcpy
 
-from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, SHORTEST, Job, Kernels, Operand, map_width, partial_sums, slice_start
+from cybn._kernels.kernels cimport (
+    COLUMNS,
+    LANES,
+    PANEL,
+    SHORTEST,
+    Job,
+    Kernels,
+    Operand,
+    map_width,
+    partial_sums,
+    slice_start,
+)
 
 ctypedef fused real:
     float
@@ -55,6 +66,7 @@ cdef enum:
     STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
     GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
     AHEAD = 64          # columns that are prefetched, else the next panel
+    FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
     SAMPLES = 8         # elements whose mean is the shift of a block
 
 
@@ -115,7 +127,9 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
         if panel.o < block.full:
             # A period above 1 means that the tile is the whole row.
             panel.cols = job.period * (c1 - c0) * job.inner
-            panel.rows = min(max(panel.least, panel.budget // panel.cols), block.full - panel.o)
+            # Whatever its width, no panel goes over rows where the sums of products are folded.
+            panel.rows = min(max(panel.least, panel.budget // panel.cols), block.full - panel.o,
+                             FOLDED - panel.o % FOLDED)
         elif panel.o == block.full and block.rest:
             panel.cols = block.rest * width
             panel.rows = 1
@@ -418,8 +432,8 @@ cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double 
     second[0] = q if backward or not isfinite(q) else q - a * a / count
 
 
-cdef inline double fold(const real *values, Py_ssize_t n, double *kind) noexcept nogil:
-    """Their sum in double: four sums side by side, then those in order."""
+cdef inline double fold(const double *values, Py_ssize_t n) noexcept nogil:
+    """Their sum: four sums side by side, then those in order."""
     cdef double t[4]
     cdef Py_ssize_t i, j
     for j in range(4):
@@ -432,8 +446,8 @@ cdef inline double fold(const real *values, Py_ssize_t n, double *kind) noexcept
     return (t[0] + t[1]) + (t[2] + t[3])
 
 
-cdef inline void fold_columns(const Columns *columns, const real *values, double *to) noexcept nogil:
-    """Columns -> their channels, in double."""
+cdef inline void fold_columns(const Columns *columns, const double *values, double *to) noexcept nogil:
+    """Columns -> their channels."""
     cdef Py_ssize_t p, c
     for c in range(columns.tile):
         to[c] = 0
@@ -443,12 +457,12 @@ cdef inline void fold_columns(const Columns *columns, const real *values, double
                 to[c] += values[c]
         else:
             for c in range(columns.tile):
-                to[c] += fold(values + c * columns.span, columns.span, to)
+                to[c] += fold(values + c * columns.span, columns.span)
         values += columns.tile * columns.span
 
 
 cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t piece, double before,
-                      const Columns *columns, const double *sums, const real *dy_sums, const real *dots,
+                      const Columns *columns, const double *sums, const double *products,
                       const real *shift, bint backward, real *kind) noexcept nogil:
     """Fold the columns into their channels and the block into the slice (Chan, Golub, LeVeque 1979).
 
@@ -466,11 +480,8 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
     cdef double *means = partial_sums(job, piece, c0)
     cdef double *squares = means + job.pitch
     cdef Py_ssize_t c, tile = columns.tile
-    if backward:
-        fold_columns(columns, dy_sums, first)
-    else:
-        fold_columns(columns, sums, first)
-    fold_columns(columns, dots, second)
+    fold_columns(columns, sums, first)
+    fold_columns(columns, products, second)
     for c in range(tile):
         a = first[c]
         q = second[c]
@@ -508,6 +519,7 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
 cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                              bint backward, real *kind) noexcept nogil:
     cdef double sums[COLUMNS]
+    cdef double products[COLUMNS]
     cdef real dy_sums[COLUMNS]
     cdef real dots[COLUMNS]
     cdef real center[COLUMNS]
@@ -518,7 +530,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Panel panel, ahead
     cdef const real *x
     cdef const real *dy
-    cdef Py_ssize_t x_pitch, dy_pitch, whole, distance, j, index, last, tile = c1 - c0
+    cdef Py_ssize_t x_pitch, dy_pitch, whole, distance, rows, j, index, last, tile = c1 - c0
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
     cdef double *partial = partial_sums(job, piece, c0)
@@ -545,9 +557,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             spread(&columns, shift, center)
         for j in range(columns.count):
             sums[j] = 0
+            products[j] = 0
             dy_sums[j] = 0
             dots[j] = 0
         more = True
+        rows = 0
         while more:
             ahead = panel
             more = next_panel(job, &block, c0, c1, &ahead)
@@ -575,8 +589,18 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 if whole < panel.cols:
                     reduce_panel(x + whole, LANES, dy + whole, LANES, 1, panel.cols - whole, distance,
                                  center + j, sums + j, dy_sums + j, dots + j, backward)
+            rows += panel.rows
+            if not more or (job.rows and rows == FOLDED):
+                for j in range(columns.count):
+                    products[j] += dots[j]
+                    dots[j] = 0
+                if backward:
+                    for j in range(columns.count):
+                        sums[j] += dy_sums[j]
+                        dy_sums[j] = 0
+                rows = 0
             panel = ahead
-        close_block(job, &block, c0, piece, before, &columns, sums, dy_sums, dots, shift, backward, kind)
+        close_block(job, &block, c0, piece, before, &columns, sums, products, shift, backward, kind)
         before += block.count
         index += 1
         if index < last:
