@@ -2,9 +2,11 @@
 
 Run by `make compare`, which installs the peers into an environment of their own. Each library runs in a process of its
 own; the processes take turns, one at a time, for several rounds, and a figure is the median over the rounds. Ratios are
-formed per shape, then averaged geometrically, weighted by how often the shape occurs in its network.
+formed per shape, then averaged geometrically, weighted by how often the shape occurs in its network. "Of copy" is the
+fraction of the limit: the least bytes that the operation can move (x read once and y written once; backward reads two
+arrays and writes one) per second of cybn, over those of PyTorch's `copy_` of the same tensor into memory that exists.
 
-    python benchmarks/compare.py [--rounds 5] [--quick] [--markdown FILE]
+    python benchmarks/compare.py [--rounds 5] [--only WORDS] [--details] [--markdown FILE]
 """
 
 import argparse
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +28,7 @@ WORKLOADS = Path(__file__).with_name("workloads.json")
 TRAINING = ("resnet50_n32", "mobilenet_v2_n32", "dense_2d", "few_channels")
 EVALUATION = ("resnet50_n32", "resnet50_n1", "mobilenet_v2_n32", "dense_2d", "few_channels")
 ROUND_SECONDS = 0.05
+FLOOR_ARRAYS = {"training": 2, "evaluation": 2, "backward": 3}  # read and written at least
 
 # -------------------------------------------------------------------------------------------- the libraries, as workers
 # A worker gets an operation, a shape and a memory order, and returns a function to be timed.
@@ -149,14 +153,37 @@ class Row:
         self.networks = networks
         self.last = last
         self.peer_operation = peer_operation or operation
-        self.results = []  # (shape, count, seconds of cybn, seconds of the peer)
+        self.results = []  # Result
+
+    def mean(self, values):
+        """Geometric, weighted by count."""
+        total = sum(result.count for result in self.results)
+        return math.exp(sum(r.count * math.log(v) for r, v in zip(self.results, values, strict=True)) / total)
 
     def summary(self):
-        ratios = [peer / ours for _, _, ours, peer in self.results]
-        counts = [count for _, count, _, _ in self.results]
-        mean = math.exp(sum(c * math.log(r) for c, r in zip(counts, ratios, strict=True)) / sum(counts))
-        worst = min(range(len(ratios)), key=ratios.__getitem__)
-        return self.title, f"{mean:.2f}x", f"{ratios[worst]:.2f}x", str(tuple(self.results[worst][0]))
+        worst = min(self.results, key=lambda result: result.ratio)
+        cells = [self.title, f"{self.mean([r.ratio for r in self.results]):.2f}x", f"{worst.ratio:.2f}x"]
+        cells.append(str(tuple(worst.shape)))
+        if self.results[0].copy is None:
+            return [*cells, "", ""]
+        arrays = FLOOR_ARRAYS[self.operation]
+        speed = self.mean([arrays * 4 * math.prod(r.shape) / r.ours / 1e9 for r in self.results])
+        fraction = self.mean([arrays / 2 * r.copy / r.ours for r in self.results])
+        return [*cells, f"{speed:.1f}", f"{fraction:.2f}"]
+
+
+class Result(NamedTuple):
+    """Seconds per call; `copy`: of PyTorch's copy_ of the tensor, or None where it was not measured."""
+
+    shape: list
+    count: int
+    ours: float
+    peer: float
+    copy: float | None
+
+    @property
+    def ratio(self):
+        return self.peer / self.ours
 
 
 def rows():
@@ -192,15 +219,16 @@ def compare(table, workloads, rounds):
         for row in table:
             progress.set_description(row.title)
             for shape, count in cases(row, workloads):
+                # Beside PyTorch on whole networks, the copy too: it is the limit.
+                asked = [("cybn", row.operation), (row.peer, row.peer_operation)]
+                if row.peer == "torch" and row.networks != ("latency",):
+                    asked.append(("torch", "copy"))
                 times = [
-                    (
-                        workers["cybn"].measure(row.operation, shape, row.last),
-                        workers[row.peer].measure(row.peer_operation, shape, row.last),
-                    )
+                    [workers[library].measure(operation, shape, row.last) for library, operation in asked]
                     for _ in range(rounds)
                 ]
-                ours, peer = (statistics.median(column) for column in zip(*times, strict=True))
-                row.results.append((shape, count, ours, peer))
+                medians = [statistics.median(column) for column in zip(*times, strict=True)]
+                row.results.append(Result(shape, count, *medians, *[None] * (3 - len(medians))))
                 progress.update()
     for worker in workers.values():
         worker.close()
@@ -216,7 +244,7 @@ def machine():
 
 
 def markdown(table):
-    lines = ["| what | geometric mean | worst | worst shape |", "|---|--:|--:|---|"]
+    lines = ["| what | geometric mean | worst | worst shape | GB/s | of copy |", "|---|--:|--:|---|--:|--:|"]
     lines += ["| " + " | ".join(row.summary()) + " |" for row in table]
     return "\n".join(lines)
 
@@ -235,11 +263,12 @@ def main():
     table = [row for row in rows() if args.only in row.title]
     compare(table, json.loads(WORKLOADS.read_text()), args.rounds)
     print(f"\n{machine()}; ratios above 1: cybn is faster\n")
+    print(f"{'':<42} {'mean':>8} {'worst':>8}  {'worst shape':<20} {'GB/s':>6} {'of copy':>8}")
     for row in table:
-        print("{:<42} {:>8} {:>8}  {}".format(*row.summary()))
+        print("{:<42} {:>8} {:>8}  {:<20} {:>6} {:>8}".format(*row.summary()))
         if args.details:
-            for shape, _, ours, peer in row.results:
-                print(f"    {tuple(shape)!s:<22} {1000 * ours:9.4f} ms {1000 * peer:9.4f} ms {peer / ours:6.2f}x")
+            for r in row.results:
+                print(f"    {tuple(r.shape)!s:<22} {1000 * r.ours:9.4f} ms {1000 * r.peer:9.4f} ms {r.ratio:6.2f}x")
     if args.markdown:
         Path(args.markdown).write_text(f"{machine()}\n\n{markdown(table)}\n")
 

@@ -183,9 +183,10 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
         if plan.owner:
             return plan
     plan.width = job.channels
-    if revisit and job.slices >= 4 * plan.threads:
+    if revisit:
         plan.band = l2 // 2 * plan.threads // channel_bytes // LINE * LINE
-        if plan.band < max(LINE, least) or BANDS * plan.band < job.channels:
+        if (plan.band < max(LINE, least) or BANDS * plan.band < job.channels
+                or job.blocks * plan.band < 8 * LINE * plan.threads):   # too few pieces for equal shares
             plan.band = job.channels
     return plan
 

@@ -530,7 +530,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Panel panel, ahead
     cdef const real *x
     cdef const real *dy
-    cdef Py_ssize_t x_pitch, dy_pitch, whole, distance, rows, j, index, last, tile = c1 - c0
+    cdef Py_ssize_t x_pitch, dy_pitch, whole, distance, rows, j, index, tile = c1 - c0
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
     cdef double *partial = partial_sums(job, piece, c0)
@@ -546,12 +546,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     for j in range(tile):
         partial[j] = 0
         partial[job.pitch + j] = 0
-    index = slice_start(job, piece)
-    last = slice_start(job, piece + 1)
-    open_block(job, index, &block)
-    first_panel(&block, c0, job.rows, least, budget, &panel)
-    next_panel(job, &block, c0, c1, &panel)
-    while index < last:
+    for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
+        open_block(job, index, &block)
         if not backward:
             sample_shifts(job, &block, c0, tile, shift)
             spread(&columns, shift, center)
@@ -560,8 +556,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             products[j] = 0
             dy_sums[j] = 0
             dots[j] = 0
-        more = True
         rows = 0
+        first_panel(&block, c0, job.rows, least, budget, &panel)
+        more = next_panel(job, &block, c0, c1, &panel)
         while more:
             ahead = panel
             more = next_panel(job, &block, c0, c1, &ahead)
@@ -602,11 +599,6 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             panel = ahead
         close_block(job, &block, c0, piece, before, &columns, sums, products, shift, backward, kind)
         before += block.count
-        index += 1
-        if index < last:
-            open_block(job, index, &block)
-            first_panel(&block, c0, job.rows, least, budget, &panel)
-            next_panel(job, &block, c0, c1, &panel)
 
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,

@@ -1,0 +1,80 @@
+"""Who does what, read from `_schedule.plan_of`: a plain function of shape, threads and caches."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from cybn import _schedule
+
+KIB, MIB = 1024, 1024 * 1024
+CACHES = [(512 * KIB, 32 * MIB), (2 * MIB, 480 * MIB), (MIB, 4 * MIB)]
+"""L2 and L3 of processors of the last years."""
+
+WORKLOADS = Path(__file__).parents[1] / "benchmarks" / "workloads.json"
+
+
+def workload_geometries():
+    """(outer, channels, inner) of every shape of the workload table, channels-first and channels-last."""
+    for network, cases in json.loads(WORKLOADS.read_text()).items():
+        for case in cases if network != "comment" else ():
+            n, c, *spatial = case["shape"]
+            inner = math.prod(spatial)
+            if c == 1:
+                yield 1, 1, n * inner
+                continue
+            yield n, c, inner
+            yield n * inner, c, 1
+
+
+GEOMETRIES_OF_WORKLOADS = sorted(set(workload_geometries()))
+every_workload = pytest.mark.parametrize("geometry", GEOMETRIES_OF_WORKLOADS, ids=str)
+
+
+@every_workload
+def test_every_thread_has_its_share(geometry):
+    """From 1 to 64 threads: none idle, none with more than 1.25 times the average, where each has 256 KiB of x."""
+    size = math.prod(geometry)
+    for l2, l3 in CACHES:
+        for operands, reduces, maps in ((1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 1, 0), (2, 0, 1)):
+            for threads in range(1, min(64, 4 * size // (256 * KIB)) + 1):
+                plan = _schedule.plan_of(
+                    *geometry, threads, operands=operands, reduces=reduces, maps=maps, l2=l2, l3=l3
+                )
+                shares = [0] * threads
+                for thread, elements, *_ in plan["tasks"]:
+                    shares[thread] += elements
+                assert plan["threads"] == threads
+                assert sum(shares) == size
+                assert min(shares) > 0
+                assert max(shares) * threads <= 1.25 * size
+
+
+@every_workload
+def test_partial_sums_share_no_cache_line(geometry):
+    for l2, l3 in CACHES:
+        for threads in (2, 3, 7, 16, 61, 64):
+            plan = _schedule.plan_of(*geometry, threads, l2=l2, l3=l3)
+            writer = {}
+            for thread, _, *ranges in plan["tasks"]:
+                for first, end in ranges:
+                    for line in range(first // 8, (end - 1) // 8 + 1):
+                        assert writer.setdefault(line, thread) == thread
+
+
+@pytest.mark.parametrize(
+    ("geometry", "caches", "threads", "kind"),
+    [
+        ((32, 256, 196), (512 * KIB, 32 * MIB), 2, "owner"),  # a few channels fit L2
+        ((32, 64, 12544), (512 * KIB, 32 * MIB), 2, "owner"),  # one channel, 1.6 MB, fits its share of L3
+        ((32, 64, 12544), (2 * MIB, 2 * MIB), 16, "cooperative"),  # in parts, L2
+        ((32, 64, 12544), (512 * KIB, 2 * MIB), 2, "two sweeps"),
+        ((401408, 64, 1), (512 * KIB, 32 * MIB), 2, "two sweeps"),
+        ((64, 8192, 1), (512 * KIB, 32 * MIB), 2, "owner"),
+        ((32, 64, 1), (512 * KIB, 32 * MIB), 2, "owner"),  # everything fits
+    ],
+)
+def test_kinds_of_plans(geometry, caches, threads, kind):
+    l2, l3 = caches
+    assert _schedule.plan_of(*geometry, threads, operands=1, l2=l2, l3=l3)["kind"] == kind
