@@ -291,13 +291,20 @@ cdef int vector_dtype(object value, ndarray x):
 
 cdef void write_vector(ndarray to, const double *values) noexcept:
     cdef char *p = PyArray_BYTES(to)
-    cdef Py_ssize_t c, stride = PyArray_STRIDES(to)[0]
+    cdef Py_ssize_t c, channels = PyArray_DIMS(to)[0], stride = PyArray_STRIDES(to)[0]
     cdef float single
-    for c in range(PyArray_DIMS(to)[0]):
-        if cnp.PyArray_TYPE(to) == cnp.NPY_FLOAT32:
+    if cnp.PyArray_TYPE(to) == cnp.NPY_FLOAT32 and stride == sizeof(float):
+        for c in range(channels):
+            single = <float> values[c]
+            memcpy(p + c * sizeof(float), &single, sizeof(float))   # a constant step: vectorised
+    elif cnp.PyArray_TYPE(to) == cnp.NPY_FLOAT32:
+        for c in range(channels):
             single = <float> values[c]
             memcpy(p + c * stride, &single, sizeof(float))
-        else:
+    elif stride == sizeof(double):
+        memcpy(p, values, channels * sizeof(double))
+    else:
+        for c in range(channels):
             memcpy(p + c * stride, values + c, sizeof(double))
 
 

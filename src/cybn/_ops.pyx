@@ -239,6 +239,13 @@ cdef int check_not_negative(const double *values, str name, Py_ssize_t channels)
     return 0
 
 
+cdef void update_running(double *running, const double *new, double share, double divisor, Py_ssize_t n) noexcept:
+    """running = (1 - share) * running + share * new / divisor"""
+    cdef Py_ssize_t c
+    for c in range(n):
+        running[c] = (1 - share) * running[c] + share * (new[c] / divisor)
+
+
 # ------------------------------------------------------------------------------------------------------------- entries
 
 def layer_input(x, axis, num_features, ranks, layer):
@@ -262,7 +269,6 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     cdef ndarray y, mean_array = None, var_array = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
-    cdef Py_ssize_t c
     cdef bint train = bool(training), track = running_mean is not None
     cdef double share, spread, degrees
     if track != (running_var is not None):
@@ -295,14 +301,11 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         execute(call, kernels.collect_stats[call.type], finish_training, kernels.normalize[call.type])
         if track and call.size > 0:
             degrees = max(v.count - spread, 1)
-            running = call.job.offset   # free again
-            read_vector(running_mean, "running_mean", call.channels, running)
-            for c in range(call.channels):
-                running[c] = (1 - share) * running[c] + share * v.mean[c]
-            write_vector(mean_array, running)
-            for c in range(call.channels):
-                running[c] = (1 - share) * spare(call)[c] + share * (v.m2[c] / degrees)
-            write_vector(var_array, running)
+            read_vector(running_mean, "running_mean", call.channels, call.job.offset)   # free again
+            update_running(call.job.offset, v.mean, share, 1, call.channels)
+            write_vector(mean_array, call.job.offset)
+            update_running(spare(call), v.m2, share, degrees, call.channels)
+            write_vector(var_array, spare(call))
     else:
         invert_std(spare(call), v.eps, v.invstd, call.channels)
         execute(call, NULL, finish_normalize, kernels.normalize[call.type])
