@@ -19,7 +19,8 @@ def show_config(mode="stdout"):
     -------
     dict or None
         With "dicts": ``version``, ``compiler``, ``kernels`` (the build in use), ``kernels available``, ``openmp`` (the
-        specification's date, or None) and ``threads`` (what a call in this thread may use).
+        specification's date, or None), ``threads`` (what a call in this thread may use) and ``cached bytes`` (memory
+        of dead results that is kept for new ones, see `cybn.empty_cache`).
 
     Raises
     ------

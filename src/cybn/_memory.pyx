@@ -95,7 +95,6 @@ cdef size_t most_bytes = 0
 
 cdef Block *find(size_t size) noexcept:
     """Take out the smallest kept block that holds `size` bytes and wastes less than an eighth, or NULL."""
-    global count, kept_bytes
     cdef Py_ssize_t i, best = -1
     cdef Block *block = NULL
     if not cybn_try_keep():

@@ -30,7 +30,7 @@ from cybn._arrays cimport (
     vector_dtype,
     write_vector,
 )
-from cybn._kernels.kernels cimport Job, Kernels, Operand, verb
+from cybn._kernels.kernels cimport Job, Kernels, Operand, cybn_inverse_sqrt, cybn_outside, verb
 from cybn._schedule cimport (
     Channels,
     decompose,
@@ -42,7 +42,6 @@ from cybn._schedule cimport (
     finish_sums,
     finish_training,
     finisher,
-    invert_std,
     partial_size,
     run,
 )
@@ -68,9 +67,6 @@ cdef extern from *:
     #endif
     """
     const char *CYBN_COMPILER
-
-cdef extern from "vectors.h":
-    bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
 
 cdef enum:
     WITH_GIL = 32 * 1024    # bytes below which giving up the GIL costs more than other threads gain
@@ -307,7 +303,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
             update_running(spare(call), v.m2, share, degrees, call.channels)
             write_vector(var_array, spare(call))
     else:
-        invert_std(spare(call), v.eps, v.invstd, call.channels)
+        cybn_inverse_sqrt(spare(call), v.eps, v.invstd, call.channels)
         execute(call, NULL, finish_normalize, kernels.normalize[call.type])
     if not save:
         return y, None, None

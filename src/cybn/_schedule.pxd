@@ -25,4 +25,3 @@ cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1)
 cdef void finish_backward(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 cdef void finish_frozen(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
-cdef void invert_std(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil

@@ -9,7 +9,18 @@ from libc.string cimport memcpy, memset
 
 from cybn._environment import number
 
-from cybn._kernels.kernels cimport COLUMNS, LANES, PANEL, ROWS, Job, partial_sums, slice_start, verb
+from cybn._kernels.kernels cimport (
+    COLUMNS,
+    LANES,
+    PANEL,
+    ROWS,
+    Job,
+    cybn_inverse_sqrt,
+    cybn_outside,
+    partial_sums,
+    slice_start,
+    verb,
+)
 from cybn._threads cimport usable_threads
 
 cdef enum:
@@ -28,10 +39,6 @@ cdef enum:
     SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
 
 cdef double WIDE = 18446744073709551616.0   # 2**64
-
-cdef extern from "vectors.h":
-    void cybn_inverse_sqrt(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil
-    bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
 
 cdef extern from *:
     """
@@ -154,40 +161,35 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     cdef bint revisit = reduces and maps
     cdef Py_ssize_t stretch = job.inner * job.itemsize
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
-    cdef Py_ssize_t rounds, least, piece
+    cdef Py_ssize_t rounds, least, width, piece
     plan.threads = <int> min(<Py_ssize_t> threads, channel_bytes * job.channels // SERIAL + 1)
     plan.band = job.channels
     plan.step = job.channels if job.rows and job.period > 1 else LINE if reduces else 1
+    plan.width = job.channels
     plan.owner = False
     if plan.threads == 1 and channel_bytes * job.channels <= l2 // 2:
-        plan.width = job.channels
         plan.owner = revisit
         return plan
-    if job.rows and job.period > 1:
-        # Rows of several outer indices cannot be cut.
-        plan.width = job.channels
+    if not revisit or (job.rows and job.period > 1):    # (rows of several outer indices cannot be cut)
         return plan
+    # A group fills half of L2, and is wide enough to read memory in long stretches even if that takes it beyond L2, but
+    # not beyond a quarter of the thread's share of L3. Every thread gets about the same.
     least = max(1, STRETCH // stretch)
-    if revisit:
-        # A group fills half of L2, and is wide enough to read memory in long stretches even if that takes it beyond L2,
-        # but not beyond a quarter of the thread's share of L3. Every thread gets about the same.
-        plan.width = min(max(l2 // 2 // channel_bytes, least), ceil_div(job.channels, plan.threads))
-        plan.width = max(1, plan.width)
-        rounds = ceil_div(ceil_div(job.channels, plan.width), plan.threads)
-        plan.width = ceil_div(job.channels, rounds * plan.threads)
-        piece = plan.width * stretch
-        plan.owner = ((plan.width * channel_bytes <= l2 // 2 and piece >= SHORT_PIECE
-                       or plan.width * channel_bytes <= l3 // (4 * plan.threads) and piece >= LONG_PIECE)
-                      and ceil_div(job.channels, plan.width) >= plan.threads
-                      and 4 * rounds * plan.threads * plan.width <= 5 * job.channels)
-        if plan.owner:
-            return plan
-    plan.width = job.channels
-    if revisit:
-        plan.band = l2 // 2 * plan.threads // channel_bytes // LINE * LINE
-        if (plan.band < max(LINE, least) or BANDS * plan.band < job.channels
-                or job.blocks * plan.band < 8 * LINE * plan.threads):   # too few pieces for equal shares
-            plan.band = job.channels
+    width = max(1, min(max(l2 // 2 // channel_bytes, least), ceil_div(job.channels, plan.threads)))
+    rounds = ceil_div(ceil_div(job.channels, width), plan.threads)
+    width = ceil_div(job.channels, rounds * plan.threads)
+    piece = width * stretch
+    plan.owner = ((width * channel_bytes <= l2 // 2 and piece >= SHORT_PIECE
+                   or width * channel_bytes <= l3 // (4 * plan.threads) and piece >= LONG_PIECE)
+                  and ceil_div(job.channels, width) >= plan.threads
+                  and 4 * rounds * plan.threads * width <= 5 * job.channels)
+    if plan.owner:
+        plan.width = width
+        return plan
+    plan.band = l2 // 2 * plan.threads // channel_bytes // LINE * LINE
+    if (plan.band < max(LINE, least) or BANDS * plan.band < job.channels
+            or job.blocks * plan.band < 8 * LINE * plan.threads):   # too few pieces for equal shares
+        plan.band = job.channels
     return plan
 
 
@@ -235,17 +237,40 @@ cdef Cut cut(const Job *job, const Plan *plan, Py_ssize_t band, Py_ssize_t share
     return end
 
 
+cdef struct Share:
+    Cut begin
+    Cut end
+    Py_ssize_t band         # its first channel, and the one after its last
+    Py_ssize_t stop
+
+
+cdef Share share_of(const Job *job, const Plan *plan, Py_ssize_t band, Py_ssize_t index) noexcept nogil:
+    cdef Share share
+    share.begin = cut(job, plan, band, index)
+    share.end = cut(job, plan, band, index + 1)
+    share.band = band
+    share.stop = min(band + plan.band, job.channels)
+    return share
+
+
+cdef inline Py_ssize_t first_channel(const Share *share, Py_ssize_t piece) noexcept nogil:
+    return share.begin.channel if piece == share.begin.piece else share.band
+
+
+cdef inline Py_ssize_t last_channel(const Share *share, Py_ssize_t piece) noexcept nogil:
+    """The one after it."""
+    return share.end.channel if piece == share.end.piece else share.stop
+
+
 cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py_ssize_t share,
                 bint backwards) noexcept nogil:
     """A thread's share, in the order of memory or against it."""
-    cdef Cut begin = cut(job, plan, band, share), end = cut(job, plan, band, share + 1)
-    cdef Py_ssize_t i, piece, c0, c1
-    for i in range(begin.piece, end.piece + 1):
-        piece = end.piece - (i - begin.piece) if backwards else i
-        c0 = begin.channel if piece == begin.piece else band
-        c1 = end.channel if piece == end.piece else min(band + plan.band, job.channels)
-        if c0 < c1:
-            work(job, c0, c1, piece)
+    cdef Share s = share_of(job, plan, band, share)
+    cdef Py_ssize_t i, piece
+    for i in range(s.begin.piece, s.end.piece + 1):
+        piece = s.end.piece - (i - s.begin.piece) if backwards else i
+        if first_channel(&s, piece) < last_channel(&s, piece):
+            work(job, first_channel(&s, piece), last_channel(&s, piece), piece)
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
@@ -299,53 +324,36 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
 
 
 # ----------------------------------------------------------------------------------------------------------- finishers
-
-cdef inline Py_ssize_t group_end(const Job *job, Py_ssize_t c) noexcept nogil:
-    """The channel after the last of c's group, whose partial sums lie side by side."""
-    return (c // job.width + 1) * job.width
-
-
-cdef void invert_std(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil:
-    """1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN."""
-    cybn_inverse_sqrt(var, eps, invstd, n)
-
+# For channels of one group, whose partial sums lie side by side.
 
 cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Mean and m2 of each channel from its slices: two passes over the slice means, exact to double rounding.
 
     Channels inside the loops: they lie side by side.
     """
-    cdef const double *first
+    cdef const double *first = partial_sums(job, 0, c0)
     cdef const double *p
-    cdef double *mean
-    cdef double *m2
-    cdef Py_ssize_t c, s, n, stop
-    cdef double count, d, total
-    while c0 < c1:
-        stop = min(c1, group_end(job, c0))
-        n = stop - c0
-        mean = v.mean + c0
-        m2 = v.m2 + c0
-        first = partial_sums(job, 0, c0)
-        total = 0
+    cdef double *mean = v.mean + c0
+    cdef double *m2 = v.m2 + c0
+    cdef Py_ssize_t c, s, n = c1 - c0
+    cdef double count, d, total = 0
+    for c in range(n):
+        mean[c] = 0
+        m2[c] = 0
+    for s in range(job.slices):
+        p = partial_sums(job, s, c0)
+        count = job.counts[s]
+        total += count
         for c in range(n):
-            mean[c] = 0
-            m2[c] = 0
-        for s in range(job.slices):
-            p = partial_sums(job, s, c0)
-            count = job.counts[s]
-            total += count
-            for c in range(n):
-                mean[c] += count * (p[c] - first[c])
+            mean[c] += count * (p[c] - first[c])
+    for c in range(n):
+        mean[c] = first[c] + mean[c] / total
+    for s in range(job.slices):
+        p = partial_sums(job, s, c0)
+        count = job.counts[s]
         for c in range(n):
-            mean[c] = first[c] + mean[c] / total
-        for s in range(job.slices):
-            p = partial_sums(job, s, c0)
-            count = job.counts[s]
-            for c in range(n):
-                d = p[c] - mean[c]
-                m2[c] += p[job.pitch + c] + count * (d * d)
-        c0 = stop
+            d = p[c] - mean[c]
+            m2[c] += p[job.pitch + c] + count * (d * d)
 
 
 cdef void set_centers(Job *job, const double *mean, const double *invstd, const double *weight,
@@ -396,30 +404,24 @@ cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t
     finish_moments(job, v, c0, c1)
     for c in range(c0, c1):
         v.invstd[c] = v.m2[c] / v.count
-    invert_std(v.invstd + c0, v.eps, v.invstd + c0, c1 - c0)
+    cybn_inverse_sqrt(v.invstd + c0, v.eps, v.invstd + c0, c1 - c0)
     finish_normalize(job, v, c0, c1)
 
 
 cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Slices -> sum_dy, sum_dy_xmu."""
     cdef const double *p
-    cdef double *sum_dy
-    cdef double *sum_dy_xmu
-    cdef Py_ssize_t c, s, n, stop
-    while c0 < c1:
-        stop = min(c1, group_end(job, c0))
-        n = stop - c0
-        sum_dy = v.sum_dy + c0
-        sum_dy_xmu = v.sum_dy_xmu + c0
+    cdef double *sum_dy = v.sum_dy + c0
+    cdef double *sum_dy_xmu = v.sum_dy_xmu + c0
+    cdef Py_ssize_t c, s, n = c1 - c0
+    for c in range(n):
+        sum_dy[c] = 0
+        sum_dy_xmu[c] = 0
+    for s in range(job.slices):
+        p = partial_sums(job, s, c0)
         for c in range(n):
-            sum_dy[c] = 0
-            sum_dy_xmu[c] = 0
-        for s in range(job.slices):
-            p = partial_sums(job, s, c0)
-            for c in range(n):
-                sum_dy[c] += p[c]
-                sum_dy_xmu[c] += p[job.pitch + c]
-        c0 = stop
+            sum_dy[c] += p[c]
+            sum_dy_xmu[c] += p[job.pitch + c]
 
 
 cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
@@ -462,8 +464,8 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     """
     cdef Job job
     cdef Plan plan
-    cdef Cut begin, end
-    cdef Py_ssize_t band = 0, share, piece, c0, c1, start, t
+    cdef Share share
+    cdef Py_ssize_t band = 0, piece, c0, c1, start, t
     memset(&job, 0, sizeof(Job))
     job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
     decompose(&job)
@@ -478,15 +480,13 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
             tasks.append((t % plan.threads, (c1 - c0) * outer * inner,
                           (start, start + 2 * job.slices * job.pitch)))
     while band < channels and not plan.owner:
-        for share in range(plan.threads):
-            begin = cut(&job, &plan, band, share)
-            end = cut(&job, &plan, band, share + 1)
-            for piece in range(begin.piece, end.piece + 1):
-                c0 = begin.channel if piece == begin.piece else band
-                c1 = end.channel if piece == end.piece else min(band + plan.band, channels)
+        for t in range(plan.threads):
+            share = share_of(&job, &plan, band, t)
+            for piece in range(share.begin.piece, share.end.piece + 1):
+                c0, c1 = first_channel(&share, piece), last_channel(&share, piece)
                 if c0 < c1:
                     start = partial_sums(&job, piece, c0) - job.partial
-                    tasks.append((share, (c1 - c0) * slice_count(&job, piece), (start, start + c1 - c0),
+                    tasks.append((t, (c1 - c0) * slice_count(&job, piece), (start, start + c1 - c0),
                                   (start + job.pitch, start + job.pitch + c1 - c0)))
         band += plan.band
     return {

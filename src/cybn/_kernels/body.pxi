@@ -23,6 +23,7 @@ from cybn._kernels.kernels cimport (
     Job,
     Kernels,
     Operand,
+    cybn_outside,
     map_width,
     partial_sums,
     slice_start,
@@ -54,9 +55,6 @@ cdef extern from "lanes.h" nogil:
                         const double *, double *, double *) noexcept
     void cybn_grads_f64_quad(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                              const double *, double *, double *) noexcept
-
-cdef extern from "vectors.h":
-    bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
 
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"

@@ -5,6 +5,10 @@ Arrays of any rank and layout arrive as (outer, channels, inner) in the order in
 computed once, in `_schedule.pyx`, from shape and dtype alone: it is what fixes the bits.
 """
 
+cdef extern from "vectors.h":
+    void cybn_inverse_sqrt(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil
+    bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
+
 cdef enum:
     LANES = 16          # accumulators of a run: element i of a block goes to lane i % LANES
     COLUMNS = 1024      # accumulators of a tile: 64 channels of LANES, or a row of so many columns

@@ -10,7 +10,7 @@
 
 #if defined(__GNUC__)
 
-/* half a vector of floats at p, as doubles: gcc makes two conversions of one when asked with __builtin_convertvector */
+/* Half a vector of floats at p, as doubles: gcc makes two conversions of one when asked with __builtin_convertvector */
 #if defined(__SSE2__)
 #include <immintrin.h>
 #define CYBN_WIDEN_16(p) _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd((const double *)(p))))
@@ -31,7 +31,7 @@
 /* n columns, a multiple of the vector: sums += x (double) and squares += (x - shift)^2 (float). */
 #define CYBN_STATS_FLOAT(name, bytes, n)                                                                              \
     static inline void name(const float *x, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t ahead, const float *shift,     \
-                            double *sums, float *squares) {                                                                         \
+                            double *sums, float *squares) {                                                           \
         typedef CYBN_VECTOR(float, bytes) vector;                                                                     \
         typedef CYBN_VECTOR(float, bytes / 2) half;                                                                   \
         typedef CYBN_VECTOR(double, bytes) wide;                                                                      \
@@ -95,7 +95,7 @@
 #define CYBN_WIDTH 16
 #define CYBN_STATS_FLOAT(name, bytes, n)                                                                              \
     static inline void name(const float *x, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t ahead, const float *shift,     \
-                            double *sums, float *squares) {                                                                         \
+                            double *sums, float *squares) {                                                           \
         ptrdiff_t r;                                                                                                  \
         int i;                                                                                                        \
         for (r = 0; r < rows; r++, x += pitch)                                                                        \

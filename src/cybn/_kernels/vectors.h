@@ -10,7 +10,8 @@
 #include <emmintrin.h>
 #endif
 
-/* invstd = 1 / sqrt(var + eps), 0 where var + eps is 0; the two arrays may be one. */
+/* invstd = 1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN. The two
+   arrays may be one. */
 static inline void cybn_inverse_sqrt(const double *var, double eps, double *invstd, ptrdiff_t n) {
     ptrdiff_t c = 0;
 #if defined(__SSE2__)
