@@ -38,23 +38,24 @@ cdef extern from "stream.h":
     void cybn_stream_end() noexcept nogil
 
 cdef extern from "lanes.h" nogil:
-    # x and its pitch, dy and its pitch, rows, how far ahead to prefetch, center; sums, products
-    void cybn_stats_f32(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *,
+    # x and its pitch, dy and its pitch, rows, rest, ahead, line; center; sums, products
+    void cybn_stats_f32(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *,
                         double *, float *) noexcept
-    void cybn_stats_f32_quad(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *,
-                             double *, float *) noexcept
-    void cybn_stats_f64(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                        const double *, double *, double *) noexcept
-    void cybn_stats_f64_quad(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                             const double *, double *, double *) noexcept
-    void cybn_grads_f32(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                        const float *, float *, float *) noexcept
-    void cybn_grads_f32_quad(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                             const float *, float *, float *) noexcept
-    void cybn_grads_f64(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                        const double *, double *, double *) noexcept
-    void cybn_grads_f64_quad(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                             const double *, double *, double *) noexcept
+    void cybn_stats_f64(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                        Py_ssize_t, const double *, double *, double *) noexcept
+    void cybn_grads_f32(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                        Py_ssize_t, const float *, float *, float *) noexcept
+    void cybn_grads_f64(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                        Py_ssize_t, const double *, double *, double *) noexcept
+    # x and its pitch, dy and its pitch, rows, cols, ahead, line, step; center; sums, products
+    void cybn_stats_f32_rows(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             const float *, double *, float *) noexcept
+    void cybn_stats_f64_rows(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *, double *) noexcept
+    void cybn_grads_f32_rows(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             Py_ssize_t, Py_ssize_t, const float *, float *, float *) noexcept
+    void cybn_grads_f64_rows(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *, double *) noexcept
 
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
@@ -63,7 +64,7 @@ cdef extern from "<float.h>":
 cdef enum:
     STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
     GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
-    AHEAD = 64          # columns that are prefetched, else the next panel
+    AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
     SAMPLES = 8         # elements whose mean is the shift of a block
 
@@ -126,8 +127,8 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
             # A period above 1 means that the tile is the whole row.
             panel.cols = job.period * (c1 - c0) * job.inner
             # Whatever its width, no panel goes over rows where the sums of products are folded.
-            panel.rows = min(max(panel.least, panel.budget // panel.cols), block.full - panel.o,
-                             FOLDED - panel.o % FOLDED)
+            panel.rows = min(max(panel.least, panel.budget // panel.cols // panel.least * panel.least),
+                             block.full - panel.o, FOLDED - panel.o % FOLDED)
         elif panel.o == block.full and block.rest:
             panel.cols = block.rest * width
             panel.rows = 1
@@ -218,66 +219,57 @@ cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_s
 
 # ---------------------------------------------------------------------------------------------------------- leaves
 
-cdef inline void accumulate(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                            Py_ssize_t rows, Py_ssize_t ahead, const real *center, double *x_sums, real *dy_sums,
-                            real *dots, bint backward, bint quad) noexcept nogil:
-    """LANES columns, or four.
+# Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
+# and so is y near 0, for which every error of the mean counts. float64 input sums x - center instead, which serves
+# data with a large offset the same way. Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
 
-    Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
-    and so is y near 0, for which every error of the mean counts. float64 input sums x - center instead, which serves
-    data with a large offset the same way. Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
-    """
-    if real is float:
-        if backward and quad:
-            cybn_grads_f32_quad(x, x_pitch, dy, dy_pitch, rows, ahead, center, dy_sums, dots)
-        elif backward:
-            cybn_grads_f32(x, x_pitch, dy, dy_pitch, rows, ahead, center, dy_sums, dots)
-        elif quad:
-            cybn_stats_f32_quad(x, x_pitch, rows, ahead, center, x_sums, dots)
-        else:
-            cybn_stats_f32(x, x_pitch, rows, ahead, center, x_sums, dots)
-    else:
-        if backward and quad:
-            cybn_grads_f64_quad(x, x_pitch, dy, dy_pitch, rows, ahead, center, dy_sums, dots)
-        elif backward:
-            cybn_grads_f64(x, x_pitch, dy, dy_pitch, rows, ahead, center, dy_sums, dots)
-        elif quad:
-            cybn_stats_f64_quad(x, x_pitch, x, x_pitch, rows, ahead, center, x_sums, dots)
-        else:
-            cybn_stats_f64(x, x_pitch, x, x_pitch, rows, ahead, center, x_sums, dots)
-
-
-cdef inline void accumulate_one(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                                Py_ssize_t rows, real center, double *x_sum, real *dy_sum, real *dot,
-                                bint backward) noexcept nogil:
-    """The same for one column."""
-    cdef Py_ssize_t r
+cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
+                             Py_ssize_t rows, Py_ssize_t cols, const real *center,
+                             double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
+    """Rows of `cols` columns."""
+    # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows.
+    cdef bint linear = x_pitch == cols
+    cdef Py_ssize_t ahead = rows * cols if linear else AHEAD
+    cdef Py_ssize_t line = LANES if linear else x_pitch
+    cdef Py_ssize_t step = rows * LANES if linear else LANES
+    cdef Py_ssize_t r, j
     cdef real d
-    for r in range(rows):
-        d = x[r * x_pitch] - center
+    if real is float:
         if backward:
-            dy_sum[0] += dy[r * dy_pitch]
-            dot[0] += dy[r * dy_pitch] * d
+            cybn_grads_f32_rows(x, x_pitch, dy, dy_pitch, rows, cols, ahead, line, step, center, dy_sums, dots)
         else:
-            x_sum[0] += d if sizeof(real) == 8 else x[r * x_pitch]
-            dot[0] += d * d
+            cybn_stats_f32_rows(x, x_pitch, rows, cols, ahead, line, step, center, x_sums, dots)
+    else:
+        if backward:
+            cybn_grads_f64_rows(x, x_pitch, dy, dy_pitch, rows, cols, ahead, line, step, center, dy_sums, dots)
+        else:
+            cybn_stats_f64_rows(x, x_pitch, x, x_pitch, rows, cols, ahead, line, step, center, x_sums, dots)
+    for j in range(cols // 4 * 4, cols):
+        for r in range(rows):
+            d = x[r * x_pitch + j] - center[j]
+            if backward:
+                dy_sums[j] += dy[r * dy_pitch + j]
+                dots[j] += dy[r * dy_pitch + j] * d
+            else:
+                x_sums[j] += d if sizeof(real) == 8 else x[r * x_pitch + j]
+                dots[j] += d * d
 
 
-cdef inline void reduce_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                              Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t ahead, const real *center,
-                              double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
-    cdef Py_ssize_t j = 0
-    while j + LANES <= cols:
-        accumulate(x + j, x_pitch, dy + j, dy_pitch, rows, ahead, center + j, x_sums + j, dy_sums + j, dots + j,
-                   backward, False)
-        j += LANES
-    while j + 4 <= cols:
-        accumulate(x + j, x_pitch, dy + j, dy_pitch, rows, ahead, center + j, x_sums + j, dy_sums + j, dots + j,
-                   backward, True)
-        j += 4
-    while j < cols:
-        accumulate_one(x + j, x_pitch, dy + j, dy_pitch, rows, center[j], x_sums + j, dy_sums + j, dots + j, backward)
-        j += 1
+cdef inline void reduce_run(const real *x, const real *dy, Py_ssize_t inner, Py_ssize_t ahead, const real *center,
+                            double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
+    """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
+    cdef Py_ssize_t rows = inner // LANES
+    cdef Py_ssize_t rest = inner - rows * LANES
+    if real is float:
+        if backward:
+            cybn_grads_f32(x, LANES, dy, LANES, rows, rest, ahead, LANES, center, dy_sums, dots)
+        else:
+            cybn_stats_f32(x, LANES, rows, rest, ahead, LANES, center, x_sums, dots)
+    else:
+        if backward:
+            cybn_grads_f64(x, LANES, dy, LANES, rows, rest, ahead, LANES, center, dy_sums, dots)
+        else:
+            cybn_stats_f64(x, LANES, x, LANES, rows, rest, ahead, LANES, center, x_sums, dots)
 
 
 cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -524,19 +516,20 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef real shift[COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
-    cdef Block block
-    cdef Panel panel, ahead
+    cdef Block block, following
+    cdef Panel panel, walk
     cdef const real *x
     cdef const real *dy
-    cdef Py_ssize_t x_pitch, dy_pitch, whole, distance, rows, j, index, tile = c1 - c0
+    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, index, ahead, distance, tile = c1 - c0
+    cdef Py_ssize_t last = slice_start(job, piece + 1) - 1
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
     cdef double *partial = partial_sums(job, piece, c0)
-    cdef bint more
-    cdef Py_ssize_t least = GRADS_ROWS if backward else STATS_ROWS
-    cdef Py_ssize_t budget = (PANEL // 2 if backward else PANEL) if job.rows else 1     # a run is a panel
-    if not job.x.direct or (backward and not job.dy.direct):
-        least = 1       # a stage holds PANEL elements only
+    cdef bint more, direct = job.x.direct and (not backward or job.dy.direct)
+    cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
+    if direct:
+        least = GRADS_ROWS if backward else STATS_ROWS
+        budget = PANEL // 2 if backward and job.rows else PANEL if job.rows else job.inner * tile
     if backward:
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
@@ -544,8 +537,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     for j in range(tile):
         partial[j] = 0
         partial[job.pitch + j] = 0
-    for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
+    for index in range(slice_start(job, piece), last + 1):
         open_block(job, index, &block)
+        open_block(job, min(index + 1, last), &following)
         if not backward:
             sample_shifts(job, &block, c0, tile, shift)
             spread(&columns, shift, center)
@@ -558,32 +552,25 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         first_panel(&block, c0, job.rows, least, budget, &panel)
         more = next_panel(job, &block, c0, c1, &panel)
         while more:
-            ahead = panel
-            more = next_panel(job, &block, c0, c1, &ahead)
-            # What to prefetch: the next panel, or of a run the one after it, as long as they leave room in L1.
-            distance = ahead.flat - panel.flat if more else 0
-            if not job.rows:
-                distance *= 2
-            elif panel.rows * panel.cols > budget:
-                distance = AHEAD
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
             dy = x
             dy_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
-            j = panel.channel * LANES
+            walk = panel
+            more = next_panel(job, &block, c0, c1, &walk)
+            ahead = (walk.flat if more else (following.o0 * job.channels + c0) * job.inner + following.i0) - panel.flat
             if job.rows:
-                reduce_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, distance, center,
-                             sums, dy_sums, dots, backward)
+                reduce_rows(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, center, sums, dy_sums, dots, backward)
             else:
-                # A run: rows of LANES, then what is left.
-                whole = panel.cols // LANES
-                reduce_panel(x, LANES, dy, LANES, whole, LANES, distance, center + j,
-                             sums + j, dy_sums + j, dots + j, backward)
-                whole *= LANES
-                if whole < panel.cols:
-                    reduce_panel(x + whole, LANES, dy + whole, LANES, 1, panel.cols - whole, distance,
-                                 center + j, sums + j, dy_sums + j, dots + j, backward)
+                for r in range(panel.rows):
+                    # Fetched ahead: the run after the next one.
+                    distance = 2 * panel.pitch
+                    if r + 2 >= panel.rows:
+                        distance = ahead + (min(max(r + 2 - panel.rows, 0), panel.rows - 1) - r) * panel.pitch
+                    j = (panel.channel + r) * LANES
+                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, panel.cols, distance, center + j,
+                               sums + j, dy_sums + j, dots + j, backward)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
                 for j in range(columns.count):
@@ -594,7 +581,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         sums[j] += dy_sums[j]
                         dy_sums[j] = 0
                 rows = 0
-            panel = ahead
+            panel = walk
         close_block(job, &block, c0, piece, before, &columns, sums, products, shift, backward, kind)
         before += block.count
 
