@@ -4,7 +4,8 @@ Run by `make compare`, which installs the peers into an environment of their own
 own; the processes take turns, one at a time, for several rounds, and a figure is the median over the rounds. Ratios are
 formed per shape, then averaged geometrically, weighted by how often the shape occurs in its network. "Of copy" is the
 fraction of the limit: the least bytes that the operation can move (x read once and y written once; backward reads two
-arrays and writes one) per second of cybn, over those of PyTorch's `copy_` of the same tensor into memory that exists.
+arrays and writes one; a step is both) per second of cybn, over
+those of PyTorch's `copy_` of the same tensor into memory that exists.
 
     python benchmarks/compare.py [--rounds 5] [--only WORDS] [--details] [--markdown FILE]
 """
@@ -26,9 +27,11 @@ from tqdm import tqdm
 
 WORKLOADS = Path(__file__).with_name("workloads.json")
 TRAINING = ("resnet50_n32", "mobilenet_v2_n32", "dense_2d", "few_channels")
+STEPS = ("resnet50_n32", "mobilenet_v2_n32")
 EVALUATION = ("resnet50_n32", "resnet50_n1", "mobilenet_v2_n32", "dense_2d", "few_channels")
 ROUND_SECONDS = 0.05
-FLOOR_ARRAYS = {"training": 2, "evaluation": 2, "backward": 3}  # read and written at least
+# Read and written at least. (With a residual: x, r -> y; then x, y, dy -> dx, dr.)
+FLOOR_ARRAYS = {"training": 2, "evaluation": 2, "backward": 3, "step relu": 5, "step add relu": 8}
 
 # -------------------------------------------------------------------------------------------- the libraries, as workers
 # A worker gets an operation, a shape and a memory order, and returns a function to be timed.
@@ -45,8 +48,10 @@ def arrays(shape, last, seed=0):
 def numpy_worker(operation, shape, last, library):
     import cybn
 
-    module = cybn if library == "cybn" else cybn.reference
+    module = cybn.reference if library == "reference" else cybn
     x = arrays(shape, last)
+    if operation.startswith("step"):
+        return step(cybn, x, arrays(shape, last, 1), operation.split())
     layer = cybn.BatchNorm(shape[1])
     parameters = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
     if operation == "backward":
@@ -59,6 +64,43 @@ def numpy_worker(operation, shape, last, library):
     return lambda: layer(x)
 
 
+def step(cybn, x, dy, words):
+    """Forward and backward of a layer with what the words say."""
+    rng = np.random.default_rng(2)
+    rest = (len(x), *x.shape[2:])
+    layer = cybn.BatchNorm(x.shape[1], activation="relu" if "relu" in words else None)
+    extras = {}
+    if "add" in words:
+        extras["residual"] = x + dy
+    if "mask" in words:
+        extras["mask"] = rng.random(rest) < 0.8
+    if "weights" in words:
+        extras["sample_weight"] = rng.random(rest, np.float32)
+
+    def run():
+        layer(x, **extras)
+        layer.backward(dy)
+
+    return run
+
+
+def torch_step(torch, tensor, statistics, words):
+    """The same with PyTorch's separate operators."""
+    x, dy, residual = (tensor(seed) for seed in range(3))
+    weight, bias, mean, var = statistics
+    backward = torch.ops.aten.native_batch_norm_backward
+
+    def run():
+        y, save_mean, save_invstd = torch.native_batch_norm(x, weight, bias, mean, var, True, 0.1, 1e-5)
+        if "add" in words:
+            y.add_(residual)
+        y.relu_()
+        g = torch.ops.aten.threshold_backward(dy, y, 0)
+        backward(g, x, weight, mean, var, save_mean, save_invstd, True, 1e-5, [True] * 3)
+
+    return run
+
+
 def torch_worker(operation, shape, last, library):
     import torch
 
@@ -67,6 +109,8 @@ def torch_worker(operation, shape, last, library):
 
     x = tensor()
     weight, bias, mean, var = (torch.full((shape[1],), float(value)) for value in (1, 0, 0, 1))
+    if operation.startswith("step"):
+        return torch_step(torch, tensor, (weight, bias, mean, var), operation.split())
     if operation == "copy":
         out = torch.empty_like(x)
         return lambda: out.copy_(x)
@@ -100,7 +144,14 @@ def onnx_worker(operation, shape, last, library):
     return lambda: session.run(None, feed)
 
 
-WORKERS = {"cybn": numpy_worker, "reference": numpy_worker, "torch": torch_worker, "onnx": onnx_worker}
+# "plain" is cybn once more, in a process of its own: what a step costs without extras.
+WORKERS = {
+    "cybn": numpy_worker,
+    "plain": numpy_worker,
+    "reference": numpy_worker,
+    "torch": torch_worker,
+    "onnx": onnx_worker,
+}
 
 
 def work(library):
@@ -198,6 +249,12 @@ def rows():
         Row("evaluation vs ONNX Runtime", "evaluation", "onnx", EVALUATION),
         Row("backward, channels-first, vs PyTorch", "backward", "torch", TRAINING),
         Row("backward, channels-last, vs PyTorch", "backward", "torch", TRAINING, last=True),
+        Row("step with ReLU vs PyTorch", "step relu", "torch", STEPS),
+        Row("step with add + ReLU vs PyTorch", "step add relu", "torch", STEPS),
+        Row("step with ReLU vs without", "step relu", "plain", STEPS, peer_operation="step"),
+        Row("step with add + ReLU vs without", "step add relu", "plain", STEPS, peer_operation="step"),
+        Row("step with a mask vs without", "step mask", "plain", STEPS, peer_operation="step"),
+        Row("step with weights vs without", "step weights", "plain", STEPS, peer_operation="step"),
         Row("evaluation of small arrays vs PyTorch", "evaluation", "torch", ("latency",)),
         Row("training vs cybn.reference", "training", "reference", TRAINING),
         Row("evaluation vs cybn.reference", "evaluation", "reference", EVALUATION),

@@ -154,9 +154,8 @@ def convolutional(rng, with_layer):
     layers = []
     for inputs, outputs in pairwise([1, 8, 8, 8]):
         layers.append(Conv(rng, (outputs, inputs, 3, 3), bias=not with_layer))
-        if with_layer:
-            layers.append(cybn.BatchNorm2d(outputs))  # one mean and variance for all pixels of a feature map
-        layers.append(ReLU())
+        # One mean and variance for all pixels of a feature map; the ReLU in the same pass over memory.
+        layers.append(cybn.BatchNorm2d(outputs, activation="relu") if with_layer else ReLU())
     return Network([*layers, Flatten(), Dense(rng, (10, 8 * 8 * 8))])
 
 

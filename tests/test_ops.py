@@ -92,6 +92,8 @@ def test_masked_arrays(name, argument, p):
 
 @taking(*TENSORS, *(v for v in VECTORS if v not in ("weight", "bias", "running_mean", "running_var")))
 def test_none_where_an_array_is_needed(name, argument, p):
+    if (name, argument) == ("batch_norm_backward_reduce", "invstd"):
+        pytest.skip("needed with an activation only: test_extras.py")
     refuse(TypeError, f"{argument} must be a float32 or float64 array, got NoneType", name, p, **{argument: None})
 
 

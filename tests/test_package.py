@@ -113,7 +113,7 @@ checkout = pytest.mark.skipif(not SOURCE.is_dir(), reason="the sources are not a
 BELOW = {
     "__init__": {"_config", "_memory", "_threads", "functional", "layers", "reference"},
     "_config": {"_kernels", "_memory", "_ops", "_threads"},
-    "layers": {"functional", "_ops"},
+    "layers": {"_ops"},
     "functional": {"_ops"},
     "reference": set(),
     "_ops": {"_arrays", "_kernels", "_kernels.kernels", "_schedule", "_threads", "reference"},

@@ -49,3 +49,38 @@ class Passes:
         self.library.batch_norm_backward(
             self.grad_output, self.x, self.mean, self.invstd, self.weight, axis=self.axis, out=self.out
         )
+
+
+class Steps:
+    """Forward and backward of a layer, with what comes with a normalization."""
+
+    extras = ("plain", "relu", "add relu", "mask", "weights")
+    params = (list(SHAPES), list(extras), list(LIBRARIES))
+    param_names = ("shape", "extras", "library")
+
+    def setup(self, shape, extras, library):
+        if not hasattr(cybn.BatchNorm(1), "activation"):
+            raise NotImplementedError("this commit has no extras")
+        rng = np.random.default_rng(0)
+        shape = SHAPES[shape]
+        rest = (shape[0], *shape[2:])
+        self.library = LIBRARIES[library]
+        self.x, self.grad_output, residual = (rng.standard_normal(shape, np.float32) for _ in range(3))
+        self.parameters = np.ones(shape[1], np.float32), np.zeros(shape[1], np.float32)
+        self.shared = {"activation": "relu" if "relu" in extras else None}
+        if extras == "mask":
+            self.shared["mask"] = rng.random(rest) < 0.8
+        if extras == "weights":
+            self.shared["sample_weight"] = rng.random(rest, np.float32)
+        self.residual = residual if "add" in extras else None
+
+    def time_step(self, shape, extras, library):
+        weight, bias = self.parameters
+        y, mean, invstd = self.library.batch_norm_forward(
+            self.x, None, None, weight, bias, residual=self.residual, **self.shared
+        )
+        output = y if self.residual is not None else None
+        self.library.batch_norm_backward(
+            self.grad_output, self.x, mean, invstd, weight, bias=bias, output=output,
+            return_grad_residual=output is not None, **self.shared,
+        )  # fmt: skip

@@ -10,6 +10,8 @@ cdef struct Layout:
 cdef ndarray as_data(object value, str name)
 cdef ndarray as_same(object value, str name, ndarray x)
 cdef ndarray as_out(object out, ndarray x, ndarray grad_output)
+cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout)
+cdef int check_overlap(ndarray out, ndarray other, str name) except -1
 cdef int channel_axis(ndarray x, object axis) except -1
 cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept
 cdef void describe(Operand *op, const Layout *layout, ndarray a) noexcept

@@ -155,6 +155,47 @@ cdef void describe(Operand *op, const Layout *layout, ndarray a) noexcept:
     op.direct = n == 1 and op.stride[0] == cnp.PyArray_ITEMSIZE(a) and PyArray_ISALIGNED(a)
 
 
+# ------------------------------------------------------------------------------------------------------------- weights
+
+cdef tuple spread_shape(ndarray a, str name, tuple rest):
+    """The shape with which `a` goes along the axes `rest`: NumPy's rule, or samples first where that does not fit."""
+    cdef tuple shape = (<object> a).shape
+    cdef tuple ones = (1,) * (len(rest) - len(shape))
+    fitting = [candidate for candidate in dict.fromkeys((ones + shape, shape + ones))
+               if len(candidate) == len(rest) and all(n in (1, side) for n, side in zip(candidate, rest))]
+    if not fitting:
+        raise ValueError(f"{name} must broadcast to the shape of x without its channel axis, {rest}, got shape {shape}")
+    if len(fitting) > 1:
+        raise ValueError(f"{name} must have an axis for each of {rest}, the shape of x without its channel axis, "
+                         f"to tell {fitting[0]} from {fitting[1]}, got shape {shape}")
+    return fitting[0]
+
+
+cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout):
+    """Mask or weights as a dense array of x's dtype, an element for each of x's without the channel axis, in the order
+    in which those lie in memory."""
+    cdef str name = "mask" if sample_weight is None else "sample_weight"
+    cdef object value = mask if sample_weight is None else sample_weight
+    cdef ndarray a = view_array(value, name, False)
+    cdef Py_ssize_t d, ndim = cnp.PyArray_NDIM(x)
+    if mask is not None and sample_weight is not None:
+        raise ValueError("mask and sample_weight must not be given together, got both")
+    if sample_weight is None and cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
+        raise TypeError(f"mask must be a bool array, got {kind_of(a, value)}")
+    if sample_weight is not None and not is_real(a):
+        raise TypeError(f"sample_weight must be a float32 or float64 array, got {kind_of(a, value)}")
+    if sample_weight is not None:
+        bad = ~((a >= 0) & (a < np.inf))
+        if bad.any():
+            raise ValueError(f"sample_weight must be finite and not negative, got {(<object> a)[bad][0]}")
+    cdef tuple rest = tuple([PyArray_DIMS(x)[d] for d in range(ndim) if d != axis])
+    # Memory order: the axes that the layout leaves out have one element.
+    order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]
+    order = [d for d in range(ndim) if d != axis and d not in order] + order
+    spread = np.broadcast_to((<object> a).reshape(spread_shape(a, name, rest)), rest)
+    return np.ascontiguousarray(spread.transpose([d - (d > axis) for d in order]), x.dtype)
+
+
 # ------------------------------------------------------------------------------------------------------------- results
 
 cdef bint overlaps_itself(ndarray a):

@@ -32,6 +32,12 @@ def batch_norm(
     out: _Array | None,
     num_threads: SupportsIndex | None,
     correction: float,
+    activation: str | None,
+    negative_slope: float,
+    residual: npt.ArrayLike | None,
+    mask: npt.ArrayLike | None,
+    sample_weight: npt.ArrayLike | None,
+    masked_output: str,
 ) -> _Array: ...
 def batch_norm_forward(
     x: npt.ArrayLike,
@@ -46,6 +52,12 @@ def batch_norm_forward(
     out: _Array | None,
     num_threads: SupportsIndex | None,
     correction: float,
+    activation: str | None,
+    negative_slope: float,
+    residual: npt.ArrayLike | None,
+    mask: npt.ArrayLike | None,
+    sample_weight: npt.ArrayLike | None,
+    masked_output: str,
 ) -> tuple[_Array, _Vector, _Vector]: ...
 def batch_norm_backward(
     grad_output: npt.ArrayLike,
@@ -57,8 +69,21 @@ def batch_norm_backward(
     axis: SupportsIndex,
     out: _Array | None,
     num_threads: SupportsIndex | None,
-) -> tuple[_Array, _Array, _Array]: ...
-def batch_norm_stats(x: npt.ArrayLike, axis: SupportsIndex, num_threads: SupportsIndex | None) -> Moments: ...
+    bias: npt.ArrayLike | None,
+    activation: str | None,
+    negative_slope: float,
+    output: npt.ArrayLike | None,
+    mask: npt.ArrayLike | None,
+    sample_weight: npt.ArrayLike | None,
+    return_grad_residual: bool,
+) -> tuple[_Array, ...]: ...
+def batch_norm_stats(
+    x: npt.ArrayLike,
+    axis: SupportsIndex,
+    num_threads: SupportsIndex | None,
+    mask: npt.ArrayLike | None,
+    sample_weight: npt.ArrayLike | None,
+) -> Moments: ...
 def batch_norm_apply(
     x: npt.ArrayLike,
     mean: npt.ArrayLike,
@@ -68,6 +93,11 @@ def batch_norm_apply(
     axis: SupportsIndex,
     out: _Array | None,
     num_threads: SupportsIndex | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: npt.ArrayLike | None,
+    mask: npt.ArrayLike | None,
+    masked_output: str,
 ) -> _Array: ...
 def batch_norm_backward_reduce(
     grad_output: npt.ArrayLike,
@@ -75,6 +105,13 @@ def batch_norm_backward_reduce(
     mean: npt.ArrayLike,
     axis: SupportsIndex,
     num_threads: SupportsIndex | None,
+    invstd: npt.ArrayLike | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    activation: str | None,
+    negative_slope: float,
+    output: npt.ArrayLike | None,
+    mask: npt.ArrayLike | None,
 ) -> tuple[_Vector, _Vector]: ...
 def batch_norm_backward_apply(
     grad_output: npt.ArrayLike,
@@ -88,4 +125,11 @@ def batch_norm_backward_apply(
     axis: SupportsIndex,
     out: _Array | None,
     num_threads: SupportsIndex | None,
-) -> _Array: ...
+    bias: npt.ArrayLike | None,
+    activation: str | None,
+    negative_slope: float,
+    output: npt.ArrayLike | None,
+    mask: npt.ArrayLike | None,
+    sample_weight: npt.ArrayLike | None,
+    return_grad_residual: bool,
+) -> _Array | tuple[_Array, _Array]: ...

@@ -4,6 +4,9 @@ Nothing the caller owns is touched before the last check has passed, and `runnin
 arithmetic is done.
 """
 import numbers
+import warnings
+
+import numpy as np
 
 from cybn import _kernels
 from cybn.reference import Moments
@@ -13,7 +16,7 @@ cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport INFINITY, isfinite
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from numpy cimport ndarray
 
 from cybn._arrays cimport (
@@ -22,7 +25,9 @@ from cybn._arrays cimport (
     as_out,
     as_running,
     as_same,
+    as_weights,
     channel_axis,
+    check_overlap,
     describe,
     lay_out,
     new_vector,
@@ -30,7 +35,16 @@ from cybn._arrays cimport (
     vector_dtype,
     write_vector,
 )
-from cybn._kernels.kernels cimport Job, Kernels, Operand, cybn_inverse_sqrt, cybn_outside, verb
+from cybn._kernels.kernels cimport (
+    LEAKY_RELU,
+    RELU,
+    Job,
+    Kernels,
+    Operand,
+    cybn_inverse_sqrt,
+    cybn_outside,
+    verb,
+)
 from cybn._schedule cimport (
     Channels,
     decompose,
@@ -44,6 +58,8 @@ from cybn._schedule cimport (
     finisher,
     partial_size,
     run,
+    set_centers,
+    weigh_blocks,
 )
 from cybn._threads cimport choose_threads
 
@@ -110,6 +126,10 @@ cdef class Call:
     cdef Py_ssize_t size
     cdef int type
     cdef int threads
+    cdef int axis
+    cdef ndarray weights
+    cdef ndarray block_weights
+    cdef double correction  # what the sum of weights minus this divides by is unbiased (for correction=1)
 
     def __dealloc__(self):
         PyMem_RawFree(self.memory)
@@ -134,7 +154,8 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
     cdef Py_ssize_t axes, n, partial = 0
     cdef Py_ssize_t *q
     cdef double *p
-    lay_out(job, &self.layout, x, channel_axis(x, axis))
+    self.axis = channel_axis(x, axis)
+    lay_out(job, &self.layout, x, self.axis)
     self.threads = choose_threads(num_threads)
     self.channels = n = job.channels
     self.size = cnp.PyArray_SIZE(x)
@@ -145,12 +166,12 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
         decompose(job)
         partial = partial_size(job)
     axes = max(self.layout.ndim, 1)
-    self.memory = <double *> PyMem_RawMalloc((13 * n + 6 * axes + 8 + partial) * sizeof(double))
+    self.memory = <double *> PyMem_RawMalloc((17 * n + 12 * axes + 8 + partial) * sizeof(double))
     if self.memory == NULL:
         raise MemoryError(f"no memory for the statistics of {n} channels")
     p = self.memory
     if self.size == 0:
-        memset(p, 0, 13 * n * sizeof(double))   # what no arithmetic will overwrite
+        memset(p, 0, 17 * n * sizeof(double))   # what no arithmetic will overwrite
     self.v.mean = job.mean = p
     self.v.m2 = p + n
     self.v.invstd = p + 2 * n
@@ -162,10 +183,17 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
     job.offset = p + 8 * n
     job.slope = p + 9 * n
     # 10, 11: weight and bias, 12: for checks (`spare`).
-    q = <Py_ssize_t *> (p + 13 * n)
+    job.gate_center = p + 13 * n
+    job.gate_factor = p + 14 * n
+    job.gate_scale = p + 15 * n
+    job.gate_offset = p + 16 * n
+    q = <Py_ssize_t *> (p + 17 * n)
     q = place_axes(&job.x, axes, q)
     q = place_axes(&job.dy, axes, q)
     q = place_axes(&job.out, axes, q)
+    q = place_axes(&job.residual, axes, q)
+    q = place_axes(&job.output, axes, q)
+    q = place_axes(&job.gated, axes, q)
     job.counts = <double *> q
     job.partial = line_start(job.counts + job.slices)
     describe(&job.x, &self.layout, x)
@@ -242,6 +270,98 @@ cdef void update_running(double *running, const double *new, double share, doubl
         running[c] = (1 - share) * running[c] + share * (new[c] / divisor)
 
 
+cdef int read_activation(Call call, object activation, object negative_slope) except -1:
+    if activation is None:
+        return 0
+    if activation == "relu":
+        call.job.activation = RELU
+    elif activation == "leaky_relu":
+        call.job.activation = LEAKY_RELU
+        call.job.negative_slope = real_number(negative_slope, "negative_slope")
+        if not call.job.negative_slope >= 0 or not isfinite(call.job.negative_slope):
+            raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
+    else:
+        raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
+    return 0
+
+
+cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) except -1:
+    """mask or sample_weight, if there is one: the job's weights, and their sum as the count."""
+    cdef double squares = 0
+    if mask is None and sample_weight is None:
+        return 0
+    call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout)
+    if call.size == 0:
+        return 0
+    call.block_weights = np.empty(call.job.blocks)
+    call.job.block_weights = <double *> cnp.PyArray_DATA(call.block_weights)
+    call.job.weights = cnp.PyArray_DATA(call.weights)
+    call.job.masked = mask is not None
+    call.v.count = weigh_blocks(&call.job, &squares)
+    call.correction = squares / call.v.count if call.v.count > 0 else 0
+    if call.v.count == 0 and mask is None:
+        raise ValueError("sample_weight must have a positive value, got zeros only")
+    return 0
+
+
+cdef bint read_masked_output(object masked_output) except -1:
+    if masked_output != "normalize" and masked_output != "zero":
+        raise ValueError(f"masked_output must be 'normalize' or 'zero', got {masked_output!r}")
+    return masked_output == "zero"
+
+
+cdef int describe_residual(Call call, object residual, ndarray x, ndarray y) except -1:
+    cdef ndarray a
+    if residual is None:
+        return 0
+    a = as_same(residual, "residual", x)
+    check_overlap(y, a, "residual")
+    describe(&call.job.residual, &call.layout, a)
+    return 0
+
+
+cdef int open_gate(Call call, object output, ndarray x, ndarray dx) except -1:
+    """What the backward pass of an activation needs: its output, or the coefficients to compute its input again."""
+    cdef Job *job = &call.job
+    cdef ndarray a
+    cdef Py_ssize_t n = call.channels
+    if job.activation == 0 or call.size == 0:
+        return 0
+    if output is not None:
+        a = as_same(output, "output", x)
+        if dx is not None:
+            check_overlap(dx, a, "output")
+        describe(&job.output, &call.layout, a)
+        return 0
+    set_centers(job, call.v.mean, call.v.invstd, call.v.weight, 0, n)
+    memcpy(job.gate_center, job.center, n * sizeof(double))
+    memcpy(job.gate_factor, job.factor, n * sizeof(double))
+    memcpy(job.gate_scale, job.scale, n * sizeof(double))
+    if call.v.bias != NULL:
+        memcpy(job.gate_offset, call.v.bias, n * sizeof(double))
+    else:
+        memset(job.gate_offset, 0, n * sizeof(double))
+    return 0
+
+
+cdef ndarray new_gated(Call call, ndarray x, ndarray dy):
+    """Where the gradient of the residual goes: what has passed mask and activation."""
+    cdef ndarray a = as_out(None, x, None)
+    if call.job.activation == 0 and not call.job.masked:
+        np.copyto(a, dy)
+    else:
+        describe(&call.job.gated, &call.layout, a)
+    return a
+
+
+cdef void set_unit(double *mean, double *var, Py_ssize_t n) noexcept:
+    """The statistics of a layer that has seen nothing."""
+    cdef Py_ssize_t c
+    for c in range(n):
+        mean[c] = 0
+        var[c] = 1
+
+
 # ------------------------------------------------------------------------------------------------------------- entries
 
 def layer_input(x, axis, num_features, ranks, layer):
@@ -260,12 +380,13 @@ def layer_input(x, axis, num_features, ranks, layer):
 
 cdef tuple forward_call(object x, object running_mean, object running_var, object weight, object bias,
                         object training, object momentum, object eps, object axis, object out, object num_threads,
-                        object correction, bint save):
+                        object correction, object activation, object negative_slope, object residual, object mask,
+                        object sample_weight, object masked_output, bint save):
     cdef ndarray data = as_data(x, "x")
     cdef ndarray y, mean_array = None, var_array = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
-    cdef bint train = bool(training), track = running_mean is not None
+    cdef bint train = bool(training), track = running_mean is not None, empty = False
     cdef double share, spread, degrees
     if track != (running_var is not None):
         raise ValueError("running_mean and running_var must be given together, got only "
@@ -278,65 +399,89 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     if spread != 0 and spread != 1:
         raise ValueError(f"correction must be 0 or 1, got {correction}")
     read_parameters(call, weight, bias)
+    read_activation(call, activation, negative_slope)
+    read_weights(call, data, mask, sample_weight)
+    call.job.zeroed = read_masked_output(masked_output) and call.job.masked
+    empty = call.job.weights != NULL and v.count == 0       # nothing to take statistics of
     if track:
         read_vector(running_var, "running_var", call.channels, spare(call))
         check_not_negative(spare(call), "running_var", call.channels)
         # (When training it is only checked here: into memory that is still free.)
-        read_vector(running_mean, "running_mean", call.channels, call.job.center if train else v.mean)
+        read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.center)
     if train:
-        if call.count == 1 and call.size > 0:
+        if call.size > 0 and (call.count == 1 or call.weights is not None and np.count_nonzero(call.weights) == 1):
             raise ValueError(f"Expected more than 1 value per channel when training, "
-                             f"got input shape {(<object> data).shape}")
+                             f"got input shape {(<object> data).shape}"
+                             + ("" if call.count == 1 else " with 1 value of positive weight"))
         if track:
             mean_array = as_running(running_mean, "running_mean", call.channels)
             var_array = as_running(running_var, "running_var", call.channels)
     y = as_out(out, data, None)
+    describe_residual(call, residual, data, y)
     describe(&call.job.out, &call.layout, y)
 
-    if train:
+    if train and not empty:
         execute(call, kernels.collect_stats[call.type], finish_training, kernels.normalize[call.type])
         if track and call.size > 0:
-            degrees = max(v.count - spread, 1)
+            degrees = max(v.count - spread, 1) if call.weights is None else v.count - spread * call.correction
             read_vector(running_mean, "running_mean", call.channels, call.job.offset)   # free again
             update_running(call.job.offset, v.mean, share, 1, call.channels)
             write_vector(mean_array, call.job.offset)
             update_running(spare(call), v.m2, share, degrees, call.channels)
             write_vector(var_array, spare(call))
     else:
+        if empty and not track:
+            set_unit(v.mean, spare(call), call.channels)
+        if not call.job.zeroed:
+            call.job.weights = NULL
         cybn_inverse_sqrt(spare(call), v.eps, v.invstd, call.channels)
         execute(call, NULL, finish_normalize, kernels.normalize[call.type])
+    if empty and train:
+        warnings.warn("mask leaves no value to normalize with: used "
+                      + ("running_mean and running_var" if track else "mean 0 and variance 1") + ", updated nothing",
+                      RuntimeWarning, stacklevel=2)
     if not save:
         return y, None, None
     return (y, new_vector(call.channels, cnp.NPY_FLOAT64, v.mean),
             new_vector(call.channels, cnp.NPY_FLOAT64, v.invstd))
 
 
-def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction):
+def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
+               activation, negative_slope, residual, mask, sample_weight, masked_output):
     return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                        correction, False)[0]
+                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output,
+                        False)[0]
 
 
 def batch_norm_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                       correction):
+                       correction, activation, negative_slope, residual, mask, sample_weight, masked_output):
     return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                        correction, True)
+                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output, True)
 
 
-def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads):
+def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads, bias,
+                        activation, negative_slope, output, mask, sample_weight, return_grad_residual):
     cdef ndarray data = as_data(x, "x")
-    cdef ndarray dy = as_same(grad_output, "grad_output", data), dx
+    cdef ndarray dy = as_same(grad_output, "grad_output", data), dx, gated = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
     cdef Py_ssize_t c
     cdef int dtype
-    read_parameters(call, weight, None)
+    read_parameters(call, weight, bias)
     dtype = vector_dtype(weight, data)
     read_vector(save_mean, "save_mean", call.channels, v.mean)
     read_vector(save_invstd, "save_invstd", call.channels, v.invstd)
     check_not_negative(v.invstd, "save_invstd", call.channels)
+    read_activation(call, activation, negative_slope)
+    read_weights(call, data, mask, sample_weight)
     dx = as_out(out, data, dy)
+    open_gate(call, output, data, dx)
     describe(&call.job.dy, &call.layout, dy)
+    if return_grad_residual:
+        gated = new_gated(call, data, dy)
     describe(&call.job.out, &call.layout, dx)
+    if v.count == 0:
+        v.count = 1     # all is masked, and every sum 0
     if training:
         execute(call, kernels.backward_reduce[call.type], finish_backward, kernels.backward_input[call.type])
     else:
@@ -344,57 +489,84 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
         execute(call, kernels.backward_reduce[call.type], finish_frozen, kernels.normalize[call.type])
     for c in range(call.channels):
         v.sum_dy_xmu[c] *= v.invstd[c]
-    return dx, new_vector(call.channels, dtype, v.sum_dy_xmu), new_vector(call.channels, dtype, v.sum_dy)
+    cdef ndarray grad_weight = new_vector(call.channels, dtype, v.sum_dy_xmu)
+    cdef ndarray grad_bias = new_vector(call.channels, dtype, v.sum_dy)
+    return (dx, grad_weight, grad_bias) if gated is None else (dx, grad_weight, grad_bias, gated)
 
 
-def batch_norm_stats(x, axis, num_threads):
+def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
     cdef ndarray data = as_data(x, "x")
     cdef Call call = open_call(data, axis, num_threads)
+    read_weights(call, data, mask, sample_weight)
+    if call.job.weights != NULL and call.v.count == 0:
+        return Moments(0, np.zeros(call.channels), np.zeros(call.channels))
     execute(call, kernels.collect_stats[call.type], finish_moments, NULL)
-    return Moments(call.count if call.size else 0, new_vector(call.channels, cnp.NPY_FLOAT64, call.v.mean),
+    count = 0 if call.size == 0 else call.v.count if sample_weight is not None else int(call.v.count)
+    return Moments(count, new_vector(call.channels, cnp.NPY_FLOAT64, call.v.mean),
                    new_vector(call.channels, cnp.NPY_FLOAT64, call.v.m2))
 
 
-def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads):
+def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads, activation, negative_slope, residual, mask,
+                     masked_output):
     cdef ndarray data = as_data(x, "x"), y
     cdef Call call = open_call(data, axis, num_threads)
     read_vector(mean, "mean", call.channels, call.v.mean)
     read_vector(invstd, "invstd", call.channels, call.v.invstd)
     check_not_negative(call.v.invstd, "invstd", call.channels)
     read_parameters(call, weight, bias)
+    read_activation(call, activation, negative_slope)
+    read_weights(call, data, mask, None)
+    call.job.zeroed = read_masked_output(masked_output) and call.job.masked
     y = as_out(out, data, None)
+    describe_residual(call, residual, data, y)
     describe(&call.job.out, &call.layout, y)
     execute(call, NULL, finish_normalize, kernels.normalize[call.type])
     return y
 
 
-def batch_norm_backward_reduce(grad_output, x, mean, axis, num_threads):
+def batch_norm_backward_reduce(grad_output, x, mean, axis, num_threads, invstd, weight, bias, activation,
+                               negative_slope, output, mask):
     cdef ndarray data = as_data(x, "x")
     cdef ndarray dy = as_same(grad_output, "grad_output", data)
     cdef Call call = open_call(data, axis, num_threads)
     read_vector(mean, "mean", call.channels, call.v.mean)
+    read_parameters(call, weight, bias)
+    read_activation(call, activation, negative_slope)
+    if invstd is not None:
+        read_vector(invstd, "invstd", call.channels, call.v.invstd)
+        check_not_negative(call.v.invstd, "invstd", call.channels)
+    elif call.job.activation != 0 and output is None:
+        raise ValueError("invstd or output must be given with an activation, got neither")
+    read_weights(call, data, mask, None)
+    open_gate(call, output, data, None)
     describe(&call.job.dy, &call.layout, dy)
     execute(call, kernels.backward_reduce[call.type], finish_sums, NULL)
     return (new_vector(call.channels, cnp.NPY_FLOAT64, call.v.sum_dy),
             new_vector(call.channels, cnp.NPY_FLOAT64, call.v.sum_dy_xmu))
 
 
-def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, axis, out, num_threads):
+def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, axis, out, num_threads,
+                              bias, activation, negative_slope, output, mask, sample_weight, return_grad_residual):
     cdef ndarray data = as_data(x, "x")
-    cdef ndarray dy = as_same(grad_output, "grad_output", data), dx
+    cdef ndarray dy = as_same(grad_output, "grad_output", data), dx, gated = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
     read_vector(mean, "mean", call.channels, v.mean)
     read_vector(invstd, "invstd", call.channels, v.invstd)
     check_not_negative(v.invstd, "invstd", call.channels)
-    read_parameters(call, weight, None)
+    read_parameters(call, weight, bias)
     read_vector(sum_dy, "sum_dy", call.channels, v.sum_dy)
     read_vector(sum_dy_xmu, "sum_dy_xmu", call.channels, v.sum_dy_xmu)
+    read_activation(call, activation, negative_slope)
+    read_weights(call, data, mask, sample_weight)
     v.count = real_number(count, "count")
     if not v.count > 0 or not isfinite(v.count):
         raise ValueError(f"count must be a positive number of values per channel, got {count}")
     dx = as_out(out, data, dy)
+    open_gate(call, output, data, dx)
     describe(&call.job.dy, &call.layout, dy)
+    if return_grad_residual:
+        gated = new_gated(call, data, dy)
     describe(&call.job.out, &call.layout, dx)
     execute(call, NULL, finish_backward_input, kernels.backward_input[call.type])
-    return dx
+    return dx if gated is None else (dx, gated)

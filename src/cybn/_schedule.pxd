@@ -15,9 +15,12 @@ cdef struct Channels:
 ctypedef void (*finisher)(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 
 cdef void decompose(Job *job) noexcept nogil
+cdef double weigh_blocks(Job *job, double *squares) noexcept nogil
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil
 
+cdef void set_centers(Job *job, const double *mean, const double *invstd, const double *weight,
+                      Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 cdef void finish_normalize(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil

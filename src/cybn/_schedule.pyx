@@ -5,6 +5,7 @@ statistics into the coefficients of the second sweep.
 """
 from cython.parallel cimport parallel, prange
 from libc.math cimport fabs
+from cython cimport floating
 from libc.string cimport memcpy, memset
 
 from cybn._environment import number
@@ -139,6 +140,52 @@ cdef Py_ssize_t slice_count(const Job *job, Py_ssize_t piece) noexcept nogil:
         count += (min(job.block_outer, job.outer - bo * job.block_outer)
                   * min(job.block_inner, job.inner - bi * job.block_inner))
     return count
+
+
+cdef double slice_weight(const Job *job, Py_ssize_t piece) noexcept nogil:
+    cdef Py_ssize_t block
+    cdef double weight = 0
+    if job.weights == NULL:
+        return <double> slice_count(job, piece)
+    for block in range(slice_start(job, piece), slice_start(job, piece + 1)):
+        weight += job.block_weights[block]
+    return weight
+
+
+cdef double weigh_blocks(Job *job, double *squares) noexcept nogil:
+    """Fill `job.block_weights`; return the sum of all weights and set that of their squares."""
+    cdef double total = 0
+    cdef Py_ssize_t index
+    squares[0] = 0
+    for index in range(job.blocks):
+        if job.itemsize == sizeof(float):
+            job.block_weights[index] = weigh_block(job, index, <const float *> job.weights, squares)
+        else:
+            job.block_weights[index] = weigh_block(job, index, <const double *> job.weights, squares)
+        total += job.block_weights[index]
+    return total
+
+
+cdef double weigh_block(const Job *job, Py_ssize_t index, const floating *weights, double *squares) noexcept nogil:
+    cdef Py_ssize_t bo = index // job.blocks_inner
+    cdef Py_ssize_t i0 = (index - bo * job.blocks_inner) * job.block_inner
+    cdef Py_ssize_t n = min(job.block_inner, job.inner - i0), o, i, j
+    cdef double sums[8]
+    cdef double dots[8]
+    cdef const floating *p
+    for j in range(8):
+        sums[j] = dots[j] = 0
+    for o in range(bo * job.block_outer, min((bo + 1) * job.block_outer, job.outer)):
+        p = weights + o * job.inner + i0
+        for i in range(n // 8):
+            for j in range(8):
+                sums[j] += p[8 * i + j]
+                dots[j] += <double> p[8 * i + j] * p[8 * i + j]
+        for i in range(n // 8 * 8, n):
+            sums[i % 8] += p[i]
+            dots[i % 8] += <double> p[i] * p[i]
+    squares[0] += ((dots[0] + dots[1]) + (dots[2] + dots[3])) + ((dots[4] + dots[5]) + (dots[6] + dots[7]))
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
 # ------------------------------------------------------------------------------------------------------------ schedule
@@ -280,11 +327,13 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     cdef Plan plan
     # Not in place: there the lines have been read anyway.
     job.stream = (apply != NULL and result >= STREAM and job.out.direct and job.out.data != job.x.data
-                  and job.out.data != job.dy.data)
-    operands = 1 + (job.dy.data != NULL) + (job.out.data != NULL and not job.stream)
+                  and job.out.data != job.dy.data and job.out.data != job.residual.data
+                  and job.out.data != job.output.data)
+    operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
+                + ((job.out.data != NULL) + (job.gated.data != NULL)) * (not job.stream))
     if reduce != NULL:
         for t in range(job.slices):
-            job.counts[t] = slice_count(job, t)
+            job.counts[t] = slice_weight(job, t)
     plan = make_plan(job, operands, reduce != NULL, apply != NULL, usable_threads(threads), L2, L3)
     lay_out_partial(job, &plan)
     groups = ceil_div(job.channels, plan.width)

@@ -39,6 +39,12 @@ def batch_norm(
     out=None,
     num_threads=None,
     correction=1,
+    activation=None,
+    negative_slope=0.01,
+    residual=None,
+    mask=None,
+    sample_weight=None,
+    masked_output="normalize",
 ):
     """Batch normalization in one call, as ``torch.nn.functional.batch_norm``.
 
@@ -68,11 +74,36 @@ def batch_norm(
     correction : {1, 0}, default 1
         `running_var` receives the variance with divisor ``m - correction``: 1 is PyTorch's rule, 0 that of Keras and
         ONNX. Normalization itself always uses the biased variance.
+    activation : {None, "relu", "leaky_relu"}, default None
+        Applied to the result: ``max(y, 0)``, or ``y`` where it is positive and ``negative_slope * y`` elsewhere. NaN
+        stays NaN.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU; not negative.
+    residual : array of x's shape and dtype, optional
+        Added before the activation: ``activation(gamma x_hat + beta + residual)``.
+    mask : bool array, optional
+        What is False does not count in the statistics, and may be NaN. Of any shape that broadcasts to that of x
+        without its channel axis: (N, L) or (N, 1) for x of shape (N, C, L). An array with fewer axes may also go along
+        the first of them, (N,) for whole samples, where that is the only way in which it fits.
+    sample_weight : array of float32 or float64, optional
+        Weights w >= 0 of the elements in the statistics, of any shape that `mask` may have, rounded to x's dtype:
+        ``mu = sum w x / sum w``, ``sigma^2 = sum w (x - mu)^2 / sum w``, as ``numpy.average``. `running_var` receives
+        ``sum w (x - mu)^2 / (sum w - correction sum w^2 / sum w)``, as ``numpy.cov`` with aweights: it does not depend
+        on the scale of the weights, and weights of 0 and 1 are a mask. Not together with `mask`. Evaluation does not
+        use them.
+    masked_output : {"normalize", "zero"}, default "normalize"
+        What becomes of the masked elements: the same as of the others, or 0.
 
     Returns
     -------
     ndarray
         y, of x's shape, dtype and memory layout, or `out`. Empty for an empty batch, which updates nothing.
+
+    Warns
+    -----
+    RuntimeWarning
+        When training and `mask` leaves nothing: `running_mean` and `running_var` are used (0 and 1 without them) and
+        nothing is updated.
 
     Raises
     ------
@@ -81,8 +112,8 @@ def batch_norm(
         and got.
     ValueError
         For a wrong shape, a missing or half-given pair of statistics, a negative `running_var` or `eps`, an `out` or
-        running array that cannot be written to, and, when training, one value per channel. A failed call changes
-        nothing.
+        running array that cannot be written to, an unknown `activation` or `masked_output`, a negative, infinite or NaN
+        weight or none that is positive, and, when training, one value per channel. A failed call changes nothing.
 
     Notes
     -----
@@ -99,8 +130,9 @@ def batch_norm(
     (True, 1.0)
     """
     return _ops.batch_norm(
-        x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction
-    )
+        x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
+        activation, negative_slope, residual, mask, sample_weight, masked_output,
+    )  # fmt: skip
 
 
 def batch_norm_forward(
@@ -117,12 +149,19 @@ def batch_norm_forward(
     out=None,
     num_threads=None,
     correction=1,
+    activation=None,
+    negative_slope=0.01,
+    residual=None,
+    mask=None,
+    sample_weight=None,
+    masked_output="normalize",
 ):
     """Batch normalization that also returns what `batch_norm_backward` needs.
 
     Parameters
     ----------
-    x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction
+    x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction, \
+    activation, negative_slope, residual, mask, sample_weight, masked_output
         As in `batch_norm`.
 
     Returns
@@ -140,12 +179,29 @@ def batch_norm_forward(
         As in `batch_norm`.
     """
     return _ops.batch_norm_forward(
-        x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction
-    )
+        x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
+        activation, negative_slope, residual, mask, sample_weight, masked_output,
+    )  # fmt: skip
 
 
 def batch_norm_backward(
-    grad_output, x, save_mean, save_invstd, weight=None, training=True, *, axis=1, out=None, num_threads=None
+    grad_output,
+    x,
+    save_mean,
+    save_invstd,
+    weight=None,
+    training=True,
+    *,
+    axis=1,
+    out=None,
+    num_threads=None,
+    bias=None,
+    activation=None,
+    negative_slope=0.01,
+    output=None,
+    mask=None,
+    sample_weight=None,
+    return_grad_residual=False,
 ):
     """Gradients of x, weight and bias.
 
@@ -156,6 +212,11 @@ def batch_norm_backward(
         grad_weight = sum g x_hat
         grad_input  = gamma invstd (g - grad_bias / m - x_hat grad_weight / m)   training
         grad_input  = gamma invstd g                                             frozen statistics
+
+    With an activation, g is first multiplied by its derivative: 1 where its input z is positive, elsewhere 0 or the
+    negative slope (as PyTorch also at 0; ReLU passes the gradient where z is NaN). With a mask, g is 0 where that is
+    False, and m is the number of the others. With weights w, m is their sum, and ``grad_bias / m`` and
+    ``grad_weight / m`` are multiplied by w.
 
     Parameters
     ----------
@@ -175,6 +236,13 @@ def batch_norm_backward(
         Receives grad_input; may be `grad_output` or `x` itself.
     num_threads : int, optional
         For this call only.
+    bias, activation, negative_slope, mask, sample_weight
+        As in the forward pass.
+    output : array of x's shape and dtype, optional
+        y of the forward pass. Needed where an activation followed a residual; otherwise the activation's input is
+        computed again from x, with the same bits.
+    return_grad_residual : bool, default False
+        Whether to return the gradient of the residual: g behind mask and activation.
 
     Returns
     -------
@@ -182,16 +250,21 @@ def batch_norm_backward(
         Of x's shape, dtype and memory layout, or `out`.
     grad_weight, grad_bias : ndarrays of shape (C,)
         Of weight's dtype, x's where weight is None.
+    grad_residual : ndarray
+        As grad_input. Only with `return_grad_residual`.
 
     Raises
     ------
     TypeError, ValueError
         As in `batch_norm`; also where `grad_output` has not the shape and dtype of `x`.
     """
-    return _ops.batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads)
+    return _ops.batch_norm_backward(
+        grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads,
+        bias, activation, negative_slope, output, mask, sample_weight, return_grad_residual,
+    )  # fmt: skip
 
 
-def batch_norm_stats(x, *, axis=1, num_threads=None):
+def batch_norm_stats(x, *, axis=1, num_threads=None, mask=None, sample_weight=None):
     """Count, mean and squared deviations of each channel.
 
     The first half of the forward pass, for callers who merge statistics over several batches or processes
@@ -205,21 +278,39 @@ def batch_norm_stats(x, *, axis=1, num_threads=None):
         The channel axis.
     num_threads : int, optional
         For this call only.
+    mask, sample_weight
+        As in `batch_norm`. A mask that leaves nothing gives zeros.
 
     Returns
     -------
     Moments
         ``(count, mean, m2)``: an int and float64 arrays of shape (C,), with methods ``var``, ``invstd``, ``merge``.
+        With `sample_weight` the count is the sum of the weights, and m2 is weighted.
 
     Raises
     ------
     TypeError, ValueError
         As in `batch_norm`.
     """
-    return _ops.batch_norm_stats(x, axis, num_threads)
+    return _ops.batch_norm_stats(x, axis, num_threads, mask, sample_weight)
 
 
-def batch_norm_apply(x, mean, invstd, weight=None, bias=None, *, axis=1, out=None, num_threads=None):
+def batch_norm_apply(
+    x,
+    mean,
+    invstd,
+    weight=None,
+    bias=None,
+    *,
+    axis=1,
+    out=None,
+    num_threads=None,
+    activation=None,
+    negative_slope=0.01,
+    residual=None,
+    mask=None,
+    masked_output="normalize",
+):
     """Normalize with given statistics: ``y = (x - mean) * invstd * weight + bias``.
 
     The second half of the forward pass.
@@ -232,7 +323,7 @@ def batch_norm_apply(x, mean, invstd, weight=None, bias=None, *, axis=1, out=Non
         Of `batch_norm_stats`, or any others; invstd must not be negative.
     weight, bias : arrays of shape (C,), float32 or float64, optional
         None is 1 and 0.
-    axis, out, num_threads
+    axis, out, num_threads, activation, negative_slope, residual, mask, masked_output
         As in `batch_norm`.
 
     Returns
@@ -245,10 +336,26 @@ def batch_norm_apply(x, mean, invstd, weight=None, bias=None, *, axis=1, out=Non
     TypeError, ValueError
         As in `batch_norm`.
     """
-    return _ops.batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads)
+    return _ops.batch_norm_apply(
+        x, mean, invstd, weight, bias, axis, out, num_threads, activation, negative_slope, residual, mask, masked_output
+    )
 
 
-def batch_norm_backward_reduce(grad_output, x, mean, *, axis=1, num_threads=None):
+def batch_norm_backward_reduce(
+    grad_output,
+    x,
+    mean,
+    *,
+    axis=1,
+    num_threads=None,
+    invstd=None,
+    weight=None,
+    bias=None,
+    activation=None,
+    negative_slope=0.01,
+    output=None,
+    mask=None,
+):
     """The two sums of the backward pass, before they are exchanged or scaled.
 
     Parameters
@@ -261,6 +368,10 @@ def batch_norm_backward_reduce(grad_output, x, mean, *, axis=1, num_threads=None
         The channel axis.
     num_threads : int, optional
         For this call only.
+    invstd, weight, bias : arrays of shape (C,), optional
+        As in the forward pass. Used where an activation's input is to be computed again; then invstd must be given.
+    activation, negative_slope, output, mask
+        As in `batch_norm_backward`: with them `grad_output` stands for what passes mask and activation.
 
     Returns
     -------
@@ -273,11 +384,31 @@ def batch_norm_backward_reduce(grad_output, x, mean, *, axis=1, num_threads=None
     TypeError, ValueError
         As in `batch_norm_backward`.
     """
-    return _ops.batch_norm_backward_reduce(grad_output, x, mean, axis, num_threads)
+    return _ops.batch_norm_backward_reduce(
+        grad_output, x, mean, axis, num_threads, invstd, weight, bias, activation, negative_slope, output, mask
+    )
 
 
 def batch_norm_backward_apply(
-    grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, *, axis=1, out=None, num_threads=None
+    grad_output,
+    x,
+    mean,
+    invstd,
+    weight,
+    sum_dy,
+    sum_dy_xmu,
+    count,
+    *,
+    axis=1,
+    out=None,
+    num_threads=None,
+    bias=None,
+    activation=None,
+    negative_slope=0.01,
+    output=None,
+    mask=None,
+    sample_weight=None,
+    return_grad_residual=False,
 ):
     """The gradient of x from the sums of `batch_norm_backward_reduce`.
 
@@ -293,15 +424,17 @@ def batch_norm_backward_apply(
         As in the forward pass.
     sum_dy, sum_dy_xmu : arrays of shape (C,), float64 or float32
         Over the whole batch: added up over the parts where there are several.
-    count : int
-        Values per channel of the whole batch.
-    axis, out, num_threads
+    count : int or float
+        Values per channel of the whole batch, or the sum of their weights.
+    axis, out, num_threads, bias, activation, negative_slope, output, mask, sample_weight, return_grad_residual
         As in `batch_norm_backward`.
 
     Returns
     -------
-    ndarray
-        grad_input, of x's shape, dtype and memory layout, or `out`.
+    grad_input : ndarray
+        Of x's shape, dtype and memory layout, or `out`.
+    grad_residual : ndarray
+        Only with `return_grad_residual`.
 
     Raises
     ------
@@ -309,5 +442,6 @@ def batch_norm_backward_apply(
         As in `batch_norm_backward`; also where `count` is not positive.
     """
     return _ops.batch_norm_backward_apply(
-        grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, axis, out, num_threads
-    )
+        grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, axis, out, num_threads,
+        bias, activation, negative_slope, output, mask, sample_weight, return_grad_residual,
+    )  # fmt: skip

@@ -5,9 +5,11 @@ import operator
 import numpy as np
 
 from cybn import _ops
-from cybn.functional import batch_norm_backward, batch_norm_forward
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+IN_PLACE_LEAST_WEIGHT = 1e-3
+"""The smallest ``abs(weight)`` of `BatchNorm` in place. A division by it costs three of float32's seven digits."""
 
 
 class BatchNorm:
@@ -35,6 +37,16 @@ class BatchNorm:
         Of the parameters and running statistics. Inputs may be of either, whatever this is.
     bias : bool, default True
         With ``affine``: whether there is a `bias`. False where the next layer adds a constant anyway.
+    activation : {None, "relu", "leaky_relu"}, default None
+        Applied to the result, in the same pass over memory, as to its gradient.
+    negative_slope : float, default 0.01
+        Of the leaky ReLU; not negative.
+    in_place : bool, default False
+        Write the result over the input and keep that alone for `backward`, which computes the input from it: half of
+        the memory, for two more passes (Rota Bulo, Porzi & Kontschieder 2018, "In-Place Activated BatchNorm"). The
+        activation must have an inverse (None, or leaky ReLU with a positive slope), every ``abs(weight)`` must be at
+        least `IN_PLACE_LEAST_WEIGHT`, there can be no residual, and the result must not be changed before `backward`,
+        which overwrites it with the input.
 
     Attributes
     ----------
@@ -56,8 +68,8 @@ class BatchNorm:
 
     Notes
     -----
-    A training forward pass keeps a reference to its input until `backward` has no more use for it: do not change `x`
-    in between. An evaluation pass keeps nothing unless asked to.
+    A training forward pass keeps references to what `backward` needs (its input, mask and weights, and the result of
+    an activation behind a residual): do not change them in between. An evaluation pass keeps nothing unless asked to.
 
     Examples
     --------
@@ -83,6 +95,9 @@ class BatchNorm:
         axis=1,
         dtype=np.float32,
         bias=True,
+        activation=None,
+        negative_slope=0.01,
+        in_place=False,
     ):
         self.num_features = _integer("num_features", num_features)
         if self.num_features < 1:
@@ -99,6 +114,19 @@ class BatchNorm:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64) or not self.dtype.isnative:
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
+        if activation not in (None, "relu", "leaky_relu"):
+            raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
+        self.activation = activation
+        self.negative_slope = _number("negative_slope", negative_slope)
+        if not 0 <= self.negative_slope < np.inf:
+            raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
+        self.in_place = bool(in_place)
+        if self.in_place and (self.activation == "relu" or (self.activation and self.negative_slope == 0)):
+            slope = f" with negative_slope {self.negative_slope}" if self.activation == "leaky_relu" else ""
+            raise ValueError(
+                "activation must have an inverse in place, None or 'leaky_relu' with a positive negative_slope, "
+                f"got {self.activation!r}{slope}"
+            )
         self.training = True
         self.weight = np.empty(self.num_features, self.dtype) if self.affine else None
         self.bias = np.empty(self.num_features, self.dtype) if self.affine and bias else None
@@ -108,9 +136,22 @@ class BatchNorm:
 
     # ------------------------------------------------------------------------------------------------------- the pass
 
-    def __call__(self, x, *, out=None, num_threads=None, save_for_backward=None):
+    def __call__(
+        self,
+        x,
+        *,
+        residual=None,
+        mask=None,
+        sample_weight=None,
+        masked_output="normalize",
+        out=None,
+        num_threads=None,
+        save_for_backward=None,
+    ):
         """See `forward`. (The work is done here: one call less, of the few that an inference has time for.)"""
         x = _ops.layer_input(x, self.axis, self.num_features, self._ranks, type(self).__name__)
+        if self.in_place:
+            out = self._check_in_place(x, residual, out)
         training = self.training
         save = training if save_for_backward is None else save_for_backward
         if not (training or save) and self.track_running_stats:
@@ -118,6 +159,7 @@ class BatchNorm:
             y = _ops.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias,
                 False, 0.0, self.eps, self.axis, out, num_threads, 1,
+                self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
             )  # fmt: skip
             self._saved = None
             return y
@@ -127,32 +169,47 @@ class BatchNorm:
         momentum = self.momentum
         if momentum is None:
             momentum = 1 / (self.num_batches_tracked + 1) if update else 0.0
-        y, mean, invstd = batch_norm_forward(
-            x,
-            self.running_mean if given else None,
-            self.running_var if given else None,
-            self.weight,
-            self.bias,
-            batch_stats,
-            momentum,
-            self.eps,
-            axis=self.axis,
-            out=out,
-            num_threads=num_threads,
-        )
-        overwritten = out is not None and np.shares_memory(x, y)
-        self._saved = _Saved(None if overwritten else x, mean, invstd, batch_stats) if save else None
-        if update and x.size:
+        y, mean, invstd = _ops.batch_norm_forward(
+            x, self.running_mean if given else None, self.running_var if given else None, self.weight, self.bias,
+            batch_stats, momentum, self.eps, self.axis, out, num_threads, 1,
+            self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
+        )  # fmt: skip
+        self._saved = None
+        if save:
+            overwritten = out is not None and np.shares_memory(x, y)
+            output = y if self.in_place or (residual is not None and self.activation is not None) else None
+            self._saved = _Saved(
+                None if overwritten else x, mean, invstd, batch_stats, output, mask, sample_weight, residual is not None
+            )
+        if update and x.size and (mask is None or np.any(mask)):
             self.num_batches_tracked += 1
         return y
 
-    def forward(self, x, *, out=None, num_threads=None, save_for_backward=None):
+    def forward(
+        self,
+        x,
+        *,
+        residual=None,
+        mask=None,
+        sample_weight=None,
+        masked_output="normalize",
+        out=None,
+        num_threads=None,
+        save_for_backward=None,
+    ):
         """Normalize `x`; when training, update the running statistics.
 
         Parameters
         ----------
         x : array with C channels along `axis`
             float32 or float64, any strides.
+        residual : array of x's shape and dtype, optional
+            Added before the activation.
+        mask, sample_weight : arrays, optional
+            Which elements count in the statistics, or how much; see `cybn.batch_norm`. A mask that leaves nothing
+            updates nothing, and warns.
+        masked_output : {"normalize", "zero"}, default "normalize"
+            What becomes of the elements that `mask` leaves out.
         out : array of x's shape and dtype, optional
             Receives the result; may be `x` itself (then `backward`, which needs x, refuses).
         num_threads : int, optional
@@ -163,7 +220,8 @@ class BatchNorm:
         Returns
         -------
         ndarray
-            y, of x's shape, dtype and memory layout, or `out`.
+            y, of x's shape, dtype and memory layout, or `out`. With a residual and an activation `backward` reads it:
+            do not change it in between.
 
         Raises
         ------
@@ -171,7 +229,16 @@ class BatchNorm:
             As `cybn.batch_norm`; also for a wrong rank (`BatchNorm1d`, ...) or number of channels. A failed call
             changes nothing.
         """
-        return self(x, out=out, num_threads=num_threads, save_for_backward=save_for_backward)
+        return self(
+            x,
+            residual=residual,
+            mask=mask,
+            sample_weight=sample_weight,
+            masked_output=masked_output,
+            out=out,
+            num_threads=num_threads,
+            save_for_backward=save_for_backward,
+        )
 
     def backward(self, grad_output, *, out=None, num_threads=None):
         """Gradient of the loss with respect to the last `forward`'s x; sets `grad_weight` and `grad_bias`.
@@ -187,8 +254,10 @@ class BatchNorm:
 
         Returns
         -------
-        ndarray
-            grad_input, of the input's shape, dtype and memory layout, or `out`.
+        grad_input : ndarray
+            Of the input's shape, dtype and memory layout, or `out`.
+        grad_residual : ndarray
+            As grad_input. Only if a residual went in.
 
         Raises
         ------
@@ -203,22 +272,50 @@ class BatchNorm:
                 "backward needs a forward before it: call forward(x) in training mode, "
                 "or forward(x, save_for_backward=True) in evaluation mode"
             )
+        if self.in_place and saved.x is None:
+            saved.x, saved.output = self._restore_input(saved, num_threads), None
         if saved.x is None:
             raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
-        grad_input, grad_weight, grad_bias = batch_norm_backward(
-            grad_output,
-            saved.x,
-            saved.mean,
-            saved.invstd,
-            self.weight,
-            saved.training,
-            axis=self.axis,
-            out=out,
-            num_threads=num_threads,
-        )
+        grad_input, grad_weight, grad_bias, *grad_residual = _ops.batch_norm_backward(
+            grad_output, saved.x, saved.mean, saved.invstd, self.weight, saved.training, self.axis, out, num_threads,
+            self.bias, self.activation, self.negative_slope, saved.output, saved.mask, saved.sample_weight,
+            saved.residual,
+        )  # fmt: skip
         self.grad_weight = None if self.weight is None else grad_weight
         self.grad_bias = None if self.bias is None else grad_bias
-        return grad_input
+        return (grad_input, *grad_residual) if saved.residual else grad_input
+
+    def _check_in_place(self, x, residual, out):
+        """Return x, where the result goes, if it can be computed back."""
+        if residual is not None:
+            raise ValueError("residual must be None in place: x cannot be computed from the sum")
+        if out is not None and out is not x:
+            raise ValueError("out must be None or x itself in place, got another array")
+        if self.weight is not None:
+            small = np.flatnonzero(~(np.abs(self.weight) >= IN_PLACE_LEAST_WEIGHT))
+            if small.size:
+                raise ValueError(
+                    f"weight must be at least {IN_PLACE_LEAST_WEIGHT} or at most -{IN_PLACE_LEAST_WEIGHT} in place, "
+                    f"got {self.weight[small[0]]} in channel {small[0]}"
+                )
+        return x
+
+    def _restore_input(self, saved, num_threads):
+        """x from y, in its memory: the activation's inverse is a leaky ReLU too, the normalization's a normalization.
+
+        ``x = (z - bias) / invstd / weight + mean``.
+        """
+        y, none = saved.output, np.zeros(self.num_features)
+        inverse = none + 1 if self.weight is None else 1 / self.weight.astype(np.float64)
+        if self.activation is not None:
+            _ops.batch_norm_apply(
+                y, none, none + 1, None, None, self.axis, y, num_threads,
+                self.activation, 1 / self.negative_slope, None, None, "normalize",
+            )  # fmt: skip
+        return _ops.batch_norm_apply(
+            y, none if self.bias is None else self.bias, 1 / saved.invstd, inverse, saved.mean, self.axis, y,
+            num_threads, None, 0.0, None, None, "normalize",
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------- the mode
 
@@ -313,7 +410,11 @@ class BatchNorm:
         return (
             f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.affine}, track_running_stats={self.track_running_stats}, axis={self.axis}, "
-            f"dtype={self.dtype}, bias={self.bias is not None})"
+            f"dtype={self.dtype}, bias={self.bias is not None}"
+            + (f", activation={self.activation!r}" if self.activation else "")
+            + (f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else "")
+            + (", in_place=True" if self.in_place else "")
+            + ")"
         )
 
     def __getstate__(self):
@@ -340,15 +441,19 @@ class BatchNorm3d(BatchNorm):
 
 
 class _Saved:
-    """What `backward` needs of a forward pass."""
+    """What `backward` needs of a forward pass. (Not a NamedTuple, which takes half a microsecond to make.)"""
 
-    __slots__ = ("invstd", "mean", "training", "x")
+    __slots__ = ("invstd", "mask", "mean", "output", "residual", "sample_weight", "training", "x")
 
-    def __init__(self, x, mean, invstd, training):
+    def __init__(self, x, mean, invstd, training, output, mask, sample_weight, residual):
         self.x = x
         self.mean = mean
         self.invstd = invstd
         self.training = training
+        self.output = output
+        self.mask = mask
+        self.sample_weight = sample_weight
+        self.residual = residual
 
 
 def _integer(name, value):

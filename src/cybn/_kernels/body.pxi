@@ -13,12 +13,14 @@ belongs to a channel, and columns are added to their channel in order, in double
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport copysign, fabs, isfinite
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from cybn._kernels.kernels cimport (
     COLUMNS,
     LANES,
+    LEAKY_RELU,
     PANEL,
+    RELU,
     SHORTEST,
     Job,
     Kernels,
@@ -33,29 +35,33 @@ ctypedef fused real:
     float
     double
 
+# Tiles are compiled twice, so that what comes with few calls does not weigh on the others.
+ctypedef fused features:
+    char        # none
+    short       # activation, residual, mask, weights
+
 cdef extern from "stream.h":
     void cybn_stream(void *to, const void *source, size_t n) noexcept nogil
     void cybn_stream_end() noexcept nogil
 
 cdef extern from "lanes.h" nogil:
-    # x and its pitch, dy and its pitch, rows, rest, ahead, line; center; sums, products
-    void cybn_stats_f32(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *,
-                        double *, float *) noexcept
-    void cybn_stats_f64(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                        Py_ssize_t, const double *, double *, double *) noexcept
-    void cybn_grads_f32(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                        Py_ssize_t, const float *, float *, float *) noexcept
-    void cybn_grads_f64(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                        Py_ssize_t, const double *, double *, double *) noexcept
-    # x and its pitch, dy and its pitch, rows, cols, ahead, line, step; center; sums, products
-    void cybn_stats_f32_rows(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                             const float *, double *, float *) noexcept
-    void cybn_stats_f64_rows(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                             Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *, double *) noexcept
-    void cybn_grads_f32_rows(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                             Py_ssize_t, Py_ssize_t, const float *, float *, float *) noexcept
-    void cybn_grads_f64_rows(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-                             Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *, double *) noexcept
+    enum:
+        PLAIN "CYBN_PLAIN"
+        WEIGHTED "CYBN_WEIGHTED"
+        BACKWARD "CYBN_BACKWARD"
+        BY_X "CYBN_BY_X"
+        BY_Y "CYBN_BY_Y"
+        BY_MASK "CYBN_BY_MASK"
+    void cybn_sum_float(int kind, Py_ssize_t cols, Py_ssize_t step, const float *x, Py_ssize_t x_pitch,
+                        const float *dy, Py_ssize_t dy_pitch, const float *y, Py_ssize_t y_pitch, Py_ssize_t rows,
+                        Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const float *center,
+                        const float *scale, const float *offset, double *x_sums, float *dy_sums,
+                        float *products) noexcept
+    void cybn_sum_double(int kind, Py_ssize_t cols, Py_ssize_t step, const double *x, Py_ssize_t x_pitch,
+                         const double *dy, Py_ssize_t dy_pitch, const double *y, Py_ssize_t y_pitch, Py_ssize_t rows,
+                         Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const double *center,
+                         const double *scale, const double *offset, double *x_sums, double *dy_sums,
+                         double *products) noexcept
 
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
@@ -77,6 +83,7 @@ cdef struct Block:
     Py_ssize_t i0
     Py_ssize_t i1
     Py_ssize_t count    # elements per channel
+    double weight       # the sum of theirs
     Py_ssize_t full     # whole rows (rows traversal)
     Py_ssize_t rest     # outer indices in the last, partial row
 
@@ -102,6 +109,7 @@ cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noex
     block.i0 = bi * job.block_inner
     block.i1 = min(block.i0 + job.block_inner, job.inner)
     block.count = (block.o1 - block.o0) * (block.i1 - block.i0)
+    block.weight = <double> block.count if job.weights == NULL else job.block_weights[index]
     block.full = (block.o1 - block.o0) // job.period
     block.rest = (block.o1 - block.o0) - block.full * job.period
 
@@ -217,15 +225,33 @@ cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_s
     return stage
 
 
+cdef inline void deliver(const Operand *op, const Panel *panel, const real *stage, bint stream) noexcept nogil:
+    """A panel from the stage to where its elements lie."""
+    cdef real *to = (<real *> op.data) + panel.flat
+    cdef Py_ssize_t r
+    if stream and panel.pitch == panel.cols:
+        cybn_stream(to, stage, panel.rows * panel.cols * sizeof(real))
+        return
+    for r in range(panel.rows):
+        if stream:
+            cybn_stream(to + r * panel.pitch, stage + r * panel.cols, panel.cols * sizeof(real))
+        elif op.direct:
+            memcpy(to + r * panel.pitch, stage + r * panel.cols, panel.cols * sizeof(real))
+        else:
+            transfer(op, panel.flat + r * panel.pitch, panel.cols, <real *> stage + r * panel.cols, True)
+
+
 # ---------------------------------------------------------------------------------------------------------- leaves
 
 # Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
 # and so is y near 0, for which every error of the mean counts. float64 input sums x - center instead, which serves
-# data with a large offset the same way. Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
+# data with a large offset the same way. Weighted ones: both times a weight, which takes the place of dy.
+# Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
 
 cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                             Py_ssize_t rows, Py_ssize_t cols, const real *center,
-                             double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
+                             const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, const real *center,
+                             const real *scale, const real *offset, double *x_sums, real *dy_sums, real *dots,
+                             int kind) noexcept nogil:
     """Rows of `cols` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows.
     cdef bint linear = x_pitch == cols
@@ -233,90 +259,148 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef Py_ssize_t line = LANES if linear else x_pitch
     cdef Py_ssize_t step = rows * LANES if linear else LANES
     cdef Py_ssize_t r, j
-    cdef real d
+    cdef real d, w, g
     if real is float:
-        if backward:
-            cybn_grads_f32_rows(x, x_pitch, dy, dy_pitch, rows, cols, ahead, line, step, center, dy_sums, dots)
-        else:
-            cybn_stats_f32_rows(x, x_pitch, rows, cols, ahead, line, step, center, x_sums, dots)
+        cybn_sum_float(kind, cols, step, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
+                       center, scale, offset, x_sums, dy_sums, dots)
     else:
-        if backward:
-            cybn_grads_f64_rows(x, x_pitch, dy, dy_pitch, rows, cols, ahead, line, step, center, dy_sums, dots)
-        else:
-            cybn_stats_f64_rows(x, x_pitch, x, x_pitch, rows, cols, ahead, line, step, center, x_sums, dots)
+        cybn_sum_double(kind, cols, step, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
+                        center, scale, offset, x_sums, dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
-            if backward:
-                dy_sums[j] += dy[r * dy_pitch + j]
-                dots[j] += dy[r * dy_pitch + j] * d
-            else:
-                x_sums[j] += d if sizeof(real) == 8 else x[r * x_pitch + j]
-                dots[j] += d * d
+            if kind == PLAIN or kind == WEIGHTED:
+                w = dy[r * dy_pitch + j] if kind == WEIGHTED else 1
+                if w != 0:
+                    x_sums[j] += <double> (d if sizeof(real) == 8 else x[r * x_pitch + j]) * w
+                    dots[j] += d * w * d
+                continue
+            g = dy[r * dy_pitch + j]
+            if kind == BY_X:
+                g = passed[real](g, d * scale[j] + offset[j], RELU, 0)
+            elif kind == BY_Y:
+                g = passed[real](g, y[r * y_pitch + j], RELU, 0)
+            elif kind == BY_MASK and y[r * y_pitch + j] == 0:
+                continue
+            dy_sums[j] += g
+            dots[j] += g * d
 
 
-cdef inline void reduce_run(const real *x, const real *dy, Py_ssize_t inner, Py_ssize_t ahead, const real *center,
-                            double *x_sums, real *dy_sums, real *dots, bint backward) noexcept nogil:
+cdef inline void reduce_run(const real *x, const real *dy, const real *y, Py_ssize_t inner, Py_ssize_t ahead,
+                            const real *center, const real *scale, const real *offset,
+                            double *x_sums, real *dy_sums, real *dots, int kind) noexcept nogil:
     """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
-        if backward:
-            cybn_grads_f32(x, LANES, dy, LANES, rows, rest, ahead, LANES, center, dy_sums, dots)
-        else:
-            cybn_stats_f32(x, LANES, rows, rest, ahead, LANES, center, x_sums, dots)
+        cybn_sum_float(kind, LANES, 0, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
+                       center, scale, offset, x_sums, dy_sums, dots)
     else:
-        if backward:
-            cybn_grads_f64(x, LANES, dy, LANES, rows, rest, ahead, LANES, center, dy_sums, dots)
-        else:
-            cybn_stats_f64(x, LANES, x, LANES, rows, rest, ahead, LANES, center, x_sums, dots)
+        cybn_sum_double(kind, LANES, 0, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
+                        center, scale, offset, x_sums, dy_sums, dots)
+
+
+cdef struct Extras:
+    # What comes with a map; all zero: nothing.
+    const void *residual    # forward: added before the activation
+    Py_ssize_t residual_pitch
+    const void *weights     # forward: y is 0 where they are 0; backward: of the elements in the statistics
+    Py_ssize_t weights_pitch
+    bint masked             # and nothing else: dx is 0 where weights are
+    const void *gate        # backward: the forward pass's offsets, for the ReLU that dy passes
+    int activation
+    double negative_slope
 
 
 cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                              Py_ssize_t rows, Py_ssize_t cols, const real *center, const real *scale,
-                             const real *offset, const real *slope,
-                             real *out, Py_ssize_t out_pitch, bint backward, bint uniform) noexcept nogil:
+                             const real *offset, const real *slope, const Extras *extras,
+                             real *out, Py_ssize_t out_pitch, bint backward, bint uniform, bint plain) noexcept nogil:
     """y = d * scale + offset, or dx = ((dy - offset) - d * slope) * scale, with d = x - center.
 
-    `uniform`: each row is one channel, and the tables have an element per row.
+    `uniform`: each row is one channel, and the tables have an element per row. `plain`: no extras.
     """
     cdef Py_ssize_t r, j
-    cdef real d, c0, s0, o0, t0
+    cdef real d, v, z, c0, s0, o0, t0, g0
+    cdef const real *residual = NULL if plain else <const real *> extras.residual
+    cdef const real *weights = NULL if plain else <const real *> extras.weights
+    cdef const real *gate = NULL if plain else <const real *> extras.gate
+    cdef int activation = 0 if plain else extras.activation
+    cdef real negative = 0 if plain else <real> extras.negative_slope
     for r in range(rows):
         c0 = center[r] if uniform else 0
         s0 = scale[r] if uniform else 0
         o0 = offset[r] if uniform else 0
         t0 = slope[r] if uniform and backward else 0
-        for j in range(cols):
-            d = x[r * x_pitch + j]
-            if uniform:
-                d = d - c0
-                if backward:
-                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - o0) - d * t0) * s0
-                else:
-                    out[r * out_pitch + j] = d * s0 + o0
-            else:
-                d = d - center[j]
-                if backward:
-                    out[r * out_pitch + j] = ((dy[r * dy_pitch + j] - offset[j]) - d * slope[j]) * scale[j]
-                else:
-                    out[r * out_pitch + j] = d * scale[j] + offset[j]
+        g0 = gate[r] if uniform and gate != NULL else 0
+        if backward and gate != NULL:
+            for j in range(cols):
+                d = x[j] - (c0 if uniform else center[j])
+                z = d * (s0 if uniform else scale[j]) + (g0 if uniform else gate[j])
+                v = 0 if z <= 0 else dy[j]
+                out[j] = ((v - (o0 if uniform else offset[j])) - d * (t0 if uniform else slope[j])) \
+                    * (s0 if uniform else scale[j])
+        elif backward and weights != NULL and not extras.masked:
+            for j in range(cols):
+                d = x[j] - (c0 if uniform else center[j])
+                v = dy[j] - (o0 if uniform else offset[j]) * weights[j]
+                v = v - d * (t0 if uniform else slope[j]) * weights[j]
+                out[j] = v * (s0 if uniform else scale[j])
+        elif backward:
+            for j in range(cols):
+                d = x[j] - (c0 if uniform else center[j])
+                out[j] = ((dy[j] - (o0 if uniform else offset[j])) - d * (t0 if uniform else slope[j])) \
+                    * (s0 if uniform else scale[j])
+        elif residual != NULL and activation == RELU:
+            for j in range(cols):
+                v = (x[j] - (c0 if uniform else center[j])) * (s0 if uniform else scale[j]) \
+                    + (o0 if uniform else offset[j]) + residual[j]
+                out[j] = 0 if v < 0 else v      # (NaN and -0.0 pass)
+        elif activation == RELU:
+            for j in range(cols):
+                v = (x[j] - (c0 if uniform else center[j])) * (s0 if uniform else scale[j]) \
+                    + (o0 if uniform else offset[j])
+                out[j] = 0 if v < 0 else v
+        else:
+            for j in range(cols):
+                d = x[j] - (c0 if uniform else center[j])
+                out[j] = d * (s0 if uniform else scale[j]) + (o0 if uniform else offset[j])
+            # The rarer ones while the row is in L1.
+            if residual != NULL:
+                for j in range(cols):
+                    out[j] += residual[j]
+            if activation == LEAKY_RELU:
+                for j in range(cols):
+                    v = out[j] * negative
+                    out[j] = out[j] if out[j] > 0 else v
+        if weights != NULL and (extras.masked or not backward):
+            for j in range(cols):
+                out[j] = out[j] if weights[j] != 0 else 0
+        x += x_pitch
+        dy += dy_pitch
+        out += out_pitch
+        if residual != NULL:
+            residual += extras.residual_pitch
+        if weights != NULL:
+            weights += extras.weights_pitch
 
 
 cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                           Py_ssize_t rows, Py_ssize_t cols, const real *center, const real *scale,
-                           const real *offset, const real *slope,
-                           real *out, Py_ssize_t out_pitch, bint backward, bint uniform) noexcept nogil:
+                           Py_ssize_t rows, Py_ssize_t cols, const real *table, const Extras *extras,
+                           real *out, Py_ssize_t out_pitch, bint backward, bint uniform, bint plain) noexcept nogil:
     """map_columns, told when it works in place: with one name for both gcc needs no overlap check to vectorise."""
+    cdef const real *scale = table + COLUMNS
+    cdef const real *offset = table + 2 * COLUMNS
+    cdef const real *slope = table + 3 * COLUMNS
     if out == x:
-        map_columns(out, out_pitch, dy, dy_pitch, rows, cols, center, scale, offset, slope,
-                    out, out_pitch, backward, uniform)
+        map_columns(out, out_pitch, dy, dy_pitch, rows, cols, table, scale, offset, slope, extras,
+                    out, out_pitch, backward, uniform, plain)
     elif backward and out == dy:
-        map_columns(x, x_pitch, out, out_pitch, rows, cols, center, scale, offset, slope,
-                    out, out_pitch, backward, uniform)
+        map_columns(x, x_pitch, out, out_pitch, rows, cols, table, scale, offset, slope, extras,
+                    out, out_pitch, backward, uniform, plain)
     else:
-        map_columns(x, x_pitch, dy, dy_pitch, rows, cols, center, scale, offset, slope,
-                    out, out_pitch, backward, uniform)
+        map_columns(x, x_pitch, dy, dy_pitch, rows, cols, table, scale, offset, slope, extras,
+                    out, out_pitch, backward, uniform, plain)
 
 
 cdef void multiply(const real *source, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t cols, const real *factor,
@@ -361,6 +445,10 @@ cdef inline void spread(const Columns *columns, const real *values, real *table)
             table += columns.span
 
 
+cdef inline real weight_of(const Job *job, Py_ssize_t o, Py_ssize_t i, real *kind) noexcept nogil:
+    return 1 if job.weights == NULL else (<const real *> job.weights)[o * job.inner + i]
+
+
 cdef inline real mean_of_samples(real a, real b, real c, real d, real e, real f, real g, real h) noexcept nogil:
     """In double, and each divided first: the sum of eight of the largest doubles would overflow."""
     cdef double w = 1.0 / SAMPLES
@@ -380,6 +468,12 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
     cdef const real *x
     for e in range(SAMPLES):
         i = e * block.count // SAMPLES
+        if job.weights != NULL:
+            # The next that counts. (In a block of which nothing counts, any.)
+            for o in range(block.count):
+                if weight_of(job, block.o0 + i // width, block.i0 + i % width, shift) != 0:
+                    break
+                i = i + 1 if i + 1 < block.count else 0
         o = i // width
         flat[e] = ((block.o0 + o) * job.channels + c0) * job.inner + block.i0 + (i - o * width)
     if job.x.direct:
@@ -396,30 +490,186 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
         shift[c] = mean_of_samples[real](v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7])
 
 
+# What comes with a panel: weights, and the gradients that pass the mask and the activation.
+
+cdef inline const real *weigh(const Job *job, const Panel *panel, bint rows, Py_ssize_t n, real *stage,
+                              Py_ssize_t *pitch) noexcept nogil:
+    """The weights of a panel's elements. In runs they are the same for each run; in rows each stands n times."""
+    cdef const real *weights = <const real *> job.weights
+    cdef Py_ssize_t width = job.channels * job.inner, o = panel.flat // width
+    cdef Py_ssize_t r, p, c, i
+    cdef real *to = stage
+    if not rows:
+        pitch[0] = 0
+        return weights + o * job.inner + panel.flat % job.inner
+    for r in range(panel.rows):
+        for p in range(panel.cols // (n * job.inner)):
+            if job.inner == 1:
+                for c in range(n):
+                    to[c] = weights[o + p]
+                to += n
+                continue
+            for c in range(n):
+                for i in range(job.inner):
+                    to[i] = weights[(o + p) * job.inner + i]
+                to += job.inner
+        o += panel.pitch // width
+    pitch[0] = panel.cols
+    return stage
+
+
+cdef inline real to_scale(double scale, real *kind) noexcept nogil:
+    """Rounded, but finite if it is: a constant channel with a tiny eps has d = 0, which must not meet an infinity."""
+    cdef real rounded = <real> scale
+    return rounded if isfinite(rounded) or not isfinite(scale) else <real> copysign(LARGEST_FLOAT, scale)
+
+
+cdef inline real passed(real g, real z, int activation, real negative_slope) noexcept nogil:
+    """The gradient before the activation of z: PyTorch's rules at 0 and NaN."""
+    cdef real damped = g * negative_slope   # (in a branch it would keep gcc from making a vector of it)
+    if activation == RELU:
+        return 0 if z <= 0 else g
+    return g if z > 0 else damped
+
+
+cdef inline void read_gate(const Job *job, Py_ssize_t c, real *factor, real *center, real *scale,
+                           real *offset) noexcept nogil:
+    """A channel's coefficients as `map_tile` rounds them in the forward pass."""
+    cdef double low
+    factor[0] = <real> job.gate_factor[c]
+    center[0] = <real> job.gate_center[c]
+    scale[0] = to_scale(job.gate_scale[c], factor)
+    low = (job.gate_center[c] - <double> center[0]) * job.gate_scale[c]
+    low = low if low == low else 0
+    offset[0] = <real> (job.gate_offset[c] - low)
+
+
+cdef double gated_element(const Job *job, Py_ssize_t c, Py_ssize_t flat, real *kind) noexcept nogil:
+    """Element `flat` of dy behind the activation."""
+    cdef real g = element(&job.dy, flat, kind), z
+    cdef real factor, center, scale, offset
+    if job.activation == 0:
+        return g
+    if job.output.data != NULL:
+        z = element(&job.output, flat, kind)
+    else:
+        read_gate[real](job, c, &factor, &center, &scale, &offset)
+        z = (element(&job.x, flat, kind) * factor - center) * scale + offset
+    return passed[real](g, z, job.activation, <real> job.negative_slope)
+
+
+cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize_t x_pitch,
+                     const real *dy, Py_ssize_t dy_pitch, const real *weights, Py_ssize_t weights_pitch,
+                     const real *table, bint uniform, real *x_to, real *to) noexcept nogil:
+    """dy behind mask and activation -> to; x -> x_to, with the mean for what is masked (where there is a mask)."""
+    cdef real y_stage[PANEL]
+    cdef const real *y = NULL
+    cdef Py_ssize_t r, j, y_pitch = 0, cols = panel.cols
+    cdef real negative = <real> job.negative_slope, f0, c0, s0, o0, mean
+    cdef int activation = job.activation
+    if activation and job.output.data != NULL:
+        y = fetch(&job.output, panel, y_stage, &y_pitch)
+    for r in range(panel.rows):
+        if y != NULL:
+            if activation == RELU:
+                for j in range(cols):
+                    to[j] = passed(dy[j], y[j], RELU, negative)
+            else:
+                for j in range(cols):
+                    to[j] = passed(dy[j], y[j], LEAKY_RELU, negative)
+            y += y_pitch
+        elif activation and uniform:
+            f0 = table[r]
+            c0 = table[COLUMNS + r]
+            s0 = table[2 * COLUMNS + r]
+            o0 = table[3 * COLUMNS + r]
+            if activation == RELU:
+                for j in range(cols):
+                    to[j] = passed(dy[j], (x[j] * f0 - c0) * s0 + o0, RELU, negative)
+            else:
+                for j in range(cols):
+                    to[j] = passed(dy[j], (x[j] * f0 - c0) * s0 + o0, LEAKY_RELU, negative)
+        elif activation:
+            if activation == RELU:
+                for j in range(cols):
+                    to[j] = passed(dy[j], (x[j] * table[j] - table[COLUMNS + j]) * table[2 * COLUMNS + j]
+                                   + table[3 * COLUMNS + j], RELU, negative)
+            else:
+                for j in range(cols):
+                    to[j] = passed(dy[j], (x[j] * table[j] - table[COLUMNS + j]) * table[2 * COLUMNS + j]
+                                   + table[3 * COLUMNS + j], LEAKY_RELU, negative)
+        elif to != dy:
+            memcpy(to, dy, cols * sizeof(real))
+        if job.masked:
+            mean = table[4 * COLUMNS + r]
+            for j in range(cols):
+                to[j] = to[j] if weights[j] != 0 else 0
+            for j in range(cols):
+                x_to[j] = x[j] if weights[j] != 0 else (mean if uniform else table[4 * COLUMNS + j])
+            weights += weights_pitch
+            x_to += cols
+        x += x_pitch
+        dy += dy_pitch
+        to += cols
+
+
+cdef inline bint gates(const Job *job) noexcept nogil:
+    """Whether gradients must pass something."""
+    return job.dy.data != NULL and (job.activation != 0 or job.masked)
+
+
+cdef inline bint relu_only(const Job *job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
+    """Whether the gate is a ReLU of d * scale + offset, or of a given result, and nothing else."""
+    return (job.activation == RELU and not job.masked
+            and (job.output.data != NULL or not cybn_outside(job.gate_factor + c0, n, 1, 1)))
+
+
+cdef const real *open_gate(const Job *job, Py_ssize_t c0, const Columns *columns, bint rows, real *table,
+                           real *spread_out) noexcept nogil:
+    """The tables of `gate_panel`: factor, center, scale, offset, mean; per channel in runs, per column in rows."""
+    cdef Py_ssize_t j
+    for j in range(columns.tile):
+        if job.activation:
+            read_gate[real](job, c0 + j, &table[j], &table[COLUMNS + j], &table[2 * COLUMNS + j],
+                            &table[3 * COLUMNS + j])
+        table[4 * COLUMNS + j] = <real> job.mean[c0 + j]
+    if not rows or columns.count == columns.tile:
+        return table
+    for j in range(0 if job.activation else 4, 5):
+        spread(columns, table + j * COLUMNS, spread_out + j * COLUMNS)
+    return spread_out
+
+
 cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double *first, double *second,
                        bint backward, real *kind) noexcept nogil:
     """One channel of one block again, in double: (mean, m2) in two passes, or (sum_dy, sum_dy_xmu)."""
     cdef Py_ssize_t o, i, flat
-    cdef double a = 0, q = 0, d, mean = job.mean[c] if backward else 0, count = <double> block.count
+    cdef double a = 0, q = 0, d, g, w, mean = job.mean[c] if backward else 0
     if not backward:
         for o in range(block.o0, block.o1):
             flat = (o * job.channels + c) * job.inner
             for i in range(block.i0, block.i1):
-                # Divided first: near the largest double the plain sum would overflow.
-                mean += element(&job.x, flat + i, kind) / count
+                w = weight_of(job, o, i, kind)
+                if w != 0:
+                    # Divided first: near the largest double the plain sum would overflow.
+                    mean += element(&job.x, flat + i, kind) / block.weight * w
     for o in range(block.o0, block.o1):
         flat = (o * job.channels + c) * job.inner
         for i in range(block.i0, block.i1):
+            w = weight_of(job, o, i, kind)
+            if w == 0 and (job.masked or not backward):
+                continue
             d = element(&job.x, flat + i, kind) - mean
             if backward:
-                a += element(&job.dy, flat + i, kind)
-                q += element(&job.dy, flat + i, kind) * d
+                g = gated_element(job, c, flat + i, kind)
+                a += g
+                q += g * d
             else:
-                a += d
-                q += d * d
-    first[0] = a if backward else mean + a / count
+                a += w * d
+                q += w * d * d
+    first[0] = a if backward else mean + a / block.weight
     # An infinite m2 is right when the variance exceeds the largest double; inf - inf would make it NaN.
-    second[0] = q if backward or not isfinite(q) else q - a * a / count
+    second[0] = q if backward or not isfinite(q) else q - a * a / block.weight
 
 
 cdef inline double fold(const double *values, Py_ssize_t n) noexcept nogil:
@@ -461,7 +711,7 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
     cdef double first[COLUMNS]
     cdef double second[COLUMNS]
     cdef double again[COLUMNS]
-    cdef double a, q, delta, count = <double> block.count
+    cdef double a, q, delta, count = block.weight
     cdef double share = count / (before + count)
     # Accumulators of type real have overflowed or underflowed: no products at all but a sum of dy, they may have
     # vanished. (So do those of a constant channel, at no harm.)
@@ -470,6 +720,8 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
     cdef double *means = partial_sums(job, piece, c0)
     cdef double *squares = means + job.pitch
     cdef Py_ssize_t c, tile = columns.tile
+    if count == 0 and not backward:
+        return
     fold_columns(columns, sums, first)
     fold_columns(columns, products, second)
     for c in range(tile):
@@ -507,7 +759,7 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
 
 
 cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
-                             bint backward, real *kind) noexcept nogil:
+                             bint backward, real *kind, features *what) noexcept nogil:
     cdef double sums[COLUMNS]
     cdef double products[COLUMNS]
     cdef real dy_sums[COLUMNS]
@@ -525,15 +777,39 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
     cdef double *partial = partial_sums(job, piece, c0)
-    cdef bint more, direct = job.x.direct and (not backward or job.dy.direct)
+    cdef bint more, gated = features is short and backward, weighted = features is short and not backward
+    cdef real w_stage[PANEL]
+    cdef real channel[5 * COLUMNS]
+    cdef real column[5 * COLUMNS]
+    cdef const real *gate = NULL
+    cdef const real *weights = NULL
+    cdef const real *y = NULL
+    cdef Py_ssize_t weights_pitch = 0, y_pitch = 0
+    # The usual gates, a ReLU or a mask, are passed on the way.
+    cdef bint relu = gated and relu_only(job, c0, tile), by_output = relu and job.output.data != NULL
+    cdef bint masked = gated and job.activation == 0
+    cdef int kind_of_sum = PLAIN
+    cdef real *scale = column
+    cdef real *offset = column + COLUMNS
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
-    if direct:
+    if backward:
+        kind_of_sum = BY_Y if by_output else BY_X if relu else BY_MASK if masked else BACKWARD
+    elif weighted:
+        kind_of_sum = WEIGHTED
+    if (job.x.direct and (not backward or job.dy.direct) and (relu or masked or not gated)
+            and not ((weighted or masked) and job.rows) and (not by_output or job.output.direct)):
         least = GRADS_ROWS if backward else STATS_ROWS
         budget = PANEL // 2 if backward and job.rows else PANEL if job.rows else job.inner * tile
     if backward:
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
         spread(&columns, shift, center)
+        if relu and not by_output:
+            open_gate[real](job, c0, &columns, False, channel, column)
+            spread(&columns, channel + 2 * COLUMNS, scale)
+            spread(&columns, channel + 3 * COLUMNS, offset)
+        elif gated and not relu and not masked:
+            gate = open_gate[real](job, c0, &columns, job.rows, channel, column)
     for j in range(tile):
         partial[j] = 0
         partial[job.pitch + j] = 0
@@ -557,11 +833,30 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             dy_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
+            if weighted or (gated and job.masked):
+                weights = weigh[real](job, &panel, job.rows, tile, w_stage, &weights_pitch)
+            if weighted:
+                dy = weights
+                dy_pitch = weights_pitch
+            if by_output:
+                y = fetch(&job.output, &panel, w_stage, &y_pitch)
+            elif masked:
+                y = weights
+                y_pitch = weights_pitch
+            elif gated and not relu:
+                gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, weights, weights_pitch,
+                                 gate + (0 if job.rows else panel.channel), not job.rows, x_stage, dy_stage)
+                dy = dy_stage
+                dy_pitch = panel.cols
+                if job.masked:
+                    x = x_stage
+                    x_pitch = panel.cols
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
             ahead = (walk.flat if more else (following.o0 * job.channels + c0) * job.inner + following.i0) - panel.flat
             if job.rows:
-                reduce_rows(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, center, sums, dy_sums, dots, backward)
+                reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, center, scale, offset,
+                            sums, dy_sums, dots, kind_of_sum)
             else:
                 for r in range(panel.rows):
                     # Fetched ahead: the run after the next one.
@@ -569,8 +864,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     if r + 2 >= panel.rows:
                         distance = ahead + (min(max(r + 2 - panel.rows, 0), panel.rows - 1) - r) * panel.pitch
                     j = (panel.channel + r) * LANES
-                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, panel.cols, distance, center + j,
-                               sums + j, dy_sums + j, dots + j, backward)
+                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols, distance, center + j,
+                               scale + j, offset + j, sums + j, dy_sums + j, dots + j, kind_of_sum)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
                 for j in range(columns.count):
@@ -583,11 +878,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 rows = 0
             panel = walk
         close_block(job, &block, c0, piece, before, &columns, sums, products, shift, backward, kind)
-        before += block.count
+        before += block.weight
 
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
-                          bint backward, real *kind) noexcept nogil:
+                          bint backward, real *kind, features *what) noexcept nogil:
     # One after the other: center, scale, offset, slope, factor; per channel, and for rows per column.
     cdef real channel[5 * COLUMNS]
     cdef real column[5 * COLUMNS]
@@ -604,6 +899,15 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     # A map needs no columns to sum over, so all but the shortest runs are taken as they lie.
     cdef bint direct, rows = job.rows and job.inner < SHORTEST
     cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
+    cdef bint plain = features is char
+    cdef bint gated = not plain and gates(job)
+    cdef bint weighted = not plain and job.weights != NULL and (backward or job.zeroed)
+    cdef real gate_channel[5 * COLUMNS]
+    cdef real gate_column[5 * COLUMNS]
+    cdef real w_stage[PANEL]
+    cdef const real *gate = NULL
+    cdef Py_ssize_t pitch
+    cdef Extras extras
     cdef const Operand *source = &job.x if backward else job.source
     cdef Columns columns = layout_columns(job, n)
     for j in range(n):
@@ -620,14 +924,25 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         for j in range(n):
             channel[4 * COLUMNS + j] = <real> job.factor[c0 + j]
     if sizeof(real) == 4 and cybn_outside(job.scale + c0, n, -LARGEST_FLOAT, LARGEST_FLOAT):
-        # A constant channel with a tiny eps: d is 0 and must not meet an infinity.
         for j in range(n):
-            if isfinite(job.scale[c0 + j]) and not isfinite(channel[COLUMNS + j]):
-                channel[COLUMNS + j] = <real> copysign(LARGEST_FLOAT, job.scale[c0 + j])
+            channel[COLUMNS + j] = to_scale(job.scale[c0 + j], channel)
     if rows and columns.count > columns.tile:
         table = column
         for j in range(5 if scaled else 4 if backward else 3):
             spread(&columns, channel + j * COLUMNS, column + j * COLUMNS)
+    memset(&extras, 0, sizeof(extras))
+    if gated:
+        gate = open_gate[real](job, c0, &columns, rows, gate_channel, gate_column)
+        if (backward and not weighted and job.output.data == NULL and job.gated.data == NULL
+                and relu_only(job, c0, n)):
+            extras.gate = gate + 3 * COLUMNS
+            gated = False   # passed on the way
+        elif backward and job.activation == 0 and job.gated.data == NULL:
+            extras.masked = True
+            gated = False
+    elif not backward:
+        extras.activation = job.activation
+        extras.negative_slope = job.negative_slope
     for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
         first_panel(&block, c0, rows, 1, PANEL, &panel)
@@ -637,6 +952,35 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             dy_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
+            if weighted or (gated and job.masked):
+                extras.weights = weigh[real](job, &panel, rows, n, w_stage, &extras.weights_pitch)
+            if gated:
+                # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
+                if not backward:
+                    x = fetch(&job.x, &panel, x_stage, &x_pitch)
+                    dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
+                gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, <const real *> extras.weights,
+                                 extras.weights_pitch, gate + (0 if rows else panel.channel), not rows,
+                                 x_stage, dy_stage)
+                dy = dy_stage
+                dy_pitch = panel.cols
+                if job.masked:
+                    x = x_stage
+                    x_pitch = panel.cols
+                if not backward:
+                    x = dy
+                    x_pitch = dy_pitch
+                if job.gated.data != NULL:
+                    deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
+            elif job.residual.data != NULL:
+                extras.residual = fetch(&job.residual, &panel, dy_stage, &pitch)
+                extras.residual_pitch = pitch
+                if job.residual.data == job.out.data:
+                    for r in range(panel.rows):
+                        memcpy(dy_stage + r * panel.cols, (<const real *> extras.residual) + r * pitch,
+                               panel.cols * sizeof(real))
+                    extras.residual = dy_stage
+                    extras.residual_pitch = panel.cols
             direct = job.out.direct and not job.stream
             out = (<real *> job.out.data) + panel.flat if direct else x_stage
             out_pitch = panel.pitch if direct else panel.cols
@@ -645,23 +989,18 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 multiply(x, x_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, not rows, x_stage, panel.cols)
                 x = x_stage
                 x_pitch = panel.cols
+            if extras.gate != NULL and not rows:
+                extras.gate = gate + 3 * COLUMNS + j
             if rows:
-                map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, table + COLUMNS,
-                          table + 2 * COLUMNS, table + 3 * COLUMNS, out, out_pitch, backward, False)
+                map_panel[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, &extras, out, out_pitch,
+                                backward, False, plain)
             else:
-                map_panel(x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table + j, table + COLUMNS + j,
-                          table + 2 * COLUMNS + j, table + 3 * COLUMNS + j, out, out_pitch, backward, True)
+                map_panel[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table + j, &extras, out, out_pitch,
+                                backward, True, plain)
             if scaled and backward:
                 multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, not rows, out, out_pitch)
-            if job.stream and panel.pitch == panel.cols:
-                cybn_stream((<real *> job.out.data) + panel.flat, out, panel.rows * panel.cols * sizeof(real))
-            elif job.stream:
-                for r in range(panel.rows):
-                    cybn_stream((<real *> job.out.data) + panel.flat + r * panel.pitch, out + r * panel.cols,
-                                panel.cols * sizeof(real))
-            elif not direct:
-                for r in range(panel.rows):
-                    transfer(&job.out, panel.flat + r * panel.pitch, panel.cols, out + r * panel.cols, True)
+            if not direct:
+                deliver[real](&job.out, &panel, out, job.stream)
     if job.stream:
         cybn_stream_end()
 
@@ -670,23 +1009,37 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
 
 cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                        bint backward, real *kind) noexcept nogil:
+    cdef bint plain = not gates(job) if backward else job.weights == NULL
+    cdef Py_ssize_t stop
     while c0 < c1:
-        if backward:
-            reduce_tile(job, c0, min(c0 + job.tile, c1), piece, True, kind)
+        stop = min(c0 + job.tile, c1)
+        if backward and plain:
+            reduce_tile(job, c0, stop, piece, True, kind, <char *> NULL)
+        elif backward:
+            reduce_tile(job, c0, stop, piece, True, kind, <short *> NULL)
+        elif plain:
+            reduce_tile(job, c0, stop, piece, False, kind, <char *> NULL)
         else:
-            reduce_tile(job, c0, min(c0 + job.tile, c1), piece, False, kind)
-        c0 += job.tile
+            reduce_tile(job, c0, stop, piece, False, kind, <short *> NULL)
+        c0 = stop
 
 
 cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                     bint backward, real *kind) noexcept nogil:
-    cdef Py_ssize_t width = map_width(job)
+    cdef bint plain = not gates(job) and (job.weights == NULL if backward else
+                                          job.residual.data == NULL and job.activation == 0 and not job.zeroed)
+    cdef Py_ssize_t width = map_width(job), stop
     while c0 < c1:
-        if backward:
-            map_tile(job, c0, min(c0 + width, c1), piece, True, kind)
+        stop = min(c0 + width, c1)
+        if backward and plain:
+            map_tile(job, c0, stop, piece, True, kind, <char *> NULL)
+        elif backward:
+            map_tile(job, c0, stop, piece, True, kind, <short *> NULL)
+        elif plain:
+            map_tile(job, c0, stop, piece, False, kind, <char *> NULL)
         else:
-            map_tile(job, c0, min(c0 + width, c1), piece, False, kind)
-        c0 += width
+            map_tile(job, c0, stop, piece, False, kind, <short *> NULL)
+        c0 = stop
 
 
 cdef void collect_stats_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:

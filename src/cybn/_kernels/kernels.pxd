@@ -17,6 +17,12 @@ cdef enum:
     ROWS = 128          # rows of a block in the rows traversal, so no accumulator sums more than ROWS values
 
 
+cdef enum:
+    # activations
+    RELU = 1
+    LEAKY_RELU = 2
+
+
 cdef struct Operand:
     # One array, its axes in x's memory order, neighbours merged where the strides allow.
     char *data
@@ -31,6 +37,17 @@ cdef struct Job:
     Operand dy
     Operand out
     const Operand *source       # what `normalize` reads: x, or dy in the backward pass of frozen statistics
+
+    # What comes with a normalization. (data NULL: not.)
+    Operand residual            # added to y before the activation
+    int activation
+    double negative_slope
+    void *weights               # (outer, inner), of x's type, dense: of the elements in the statistics; NULL: all 1
+    bint masked                 # weights are 0 and 1, and backward leaves out what has 0
+    bint zeroed                 # y is 0 where they are
+    double *block_weights       # their sums
+    Operand output              # y: tells which gradients pass the activation; else x tells
+    Operand gated               # where backward leaves the gradients that have passed it
 
     bint stream                 # whether results go past the caches
 
@@ -63,6 +80,11 @@ cdef struct Job:
     double *scale
     double *offset
     double *slope
+    # The same of the forward pass, for the activation's gradient.
+    double *gate_center
+    double *gate_factor
+    double *gate_scale
+    double *gate_offset
 
 
 cdef inline Py_ssize_t slice_start(const Job *job, Py_ssize_t piece) noexcept nogil:

@@ -4,15 +4,21 @@
    then made 3 to 25 GB/s of it, depending on what it knew of the arguments; as vectors it is 33 whatever surrounds it.
    Nothing here is more than addition, subtraction and multiplication of lanes.
 
-   A leaf has n columns of accumulators in registers: for `rows` rows, and then for the first `rest` elements of another,
-   which go to the last `rest` columns (the tail of a run: the n elements that end with it are read, the others masked).
-   `name_rows` takes more columns, 16 or 4 at a time. With each row a cache line is fetched ahead: x + ahead + r * line,
+   A leaf has n columns of accumulators in registers: for `rows` rows, then for the first `rest` elements of another,
+   which go to the last `rest` columns (the tail of a run: n elements are read that end with it, the others masked).
+   `cybn_sum_*` take more columns, 16 or 4 at a time. With each row a cache line is fetched ahead: x + ahead + r * line,
    with the g-th 16 columns also g * step. In the order of memory (line 16) L3 is read at 24 to 33 GB/s, memory at 14
    to 16; in the order in which the columns are read at 15 to 28 and 10. */
 #ifndef CYBN_LANES_H
 #define CYBN_LANES_H
 
 #include <stddef.h>
+
+/* What a leaf takes, each array with its pitch from row to row. */
+#define CYBN_TAKES(real)                                                                                              \
+    const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, const real *y, ptrdiff_t y_pitch,             \
+        ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line, const real *shift, const real *scale,        \
+        const real *offset
 
 #if defined(__GNUC__)
 
@@ -29,6 +35,8 @@
 #else
 #define CYBN_WIDTH 16
 #endif
+
+#define CYBN_INLINE static inline __attribute__((always_inline))
 
 /* Vectors of `bytes` bytes, wherever they lie. */
 #define CYBN_VECTOR(real, bytes) real __attribute__((vector_size(bytes), aligned(sizeof(real)), may_alias))
@@ -56,17 +64,17 @@
 static const int cybn_last_float[32] = {CYBN_OFF, CYBN_ON};
 static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
-/* sums += x (double) and squares += (x - shift)^2 (float). */
-#define CYBN_STATS_FLOAT(name, bytes, n)                                                                              \
-    static inline void name(const float *x, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead,         \
-                            ptrdiff_t line, const float *shift, double *sums, float *squares) {                       \
+/* sums += w * x (double) and squares += w * (x - shift)^2 (float), with w in the place of dy. `weighted` is a constant,
+   0: w is 1 and not read. What has weight 0 does not count, even if it is no number. */
+#define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
+    CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \
         typedef CYBN_VECTOR(float, bytes) vector;                                                                     \
         typedef CYBN_VECTOR(float, bytes / 2) half;                                                                   \
         typedef CYBN_VECTOR(double, bytes) wide;                                                                      \
         typedef CYBN_VECTOR(int, bytes) mask;                                                                         \
         enum { F = bytes / 4, D = bytes / 8 };                                                                        \
         const float *next = x + ahead;                                                                                \
-        vector q[n / F], k[n / F], d;                                                                                 \
+        vector q[n / F], k[n / F], row[n / F], d;                                                                     \
         wide a[n / D];                                                                                                \
         int i, r;                                                                                                     \
         CYBN_EACH(i, n / F) {                                                                                         \
@@ -78,37 +86,57 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             CYBN_PREFETCH(next, n);                                                                                   \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
-                q[i] += d * d;                                                                                        \
+                if (weighted) {                                                                                       \
+                    const vector u = *(const vector *)(dy + i * F);                                                   \
+                    const mask counts = (mask)(u != 0);                                                               \
+                    row[i] = (vector)(*(const mask *)(x + i * F) & counts);                                           \
+                    d = (vector)((mask)d & counts);                                                                   \
+                    q[i] += d * u * d;                                                                                \
+                } else                                                                                                \
+                    q[i] += d * d;                                                                                    \
                 CYBN_NOW(q[i]);                                                                                       \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
-                a[i] += (wide)CYBN_WIDEN_##bytes(x + i * D);                                                          \
+                if (weighted)                                                                                         \
+                    a[i] += (wide)CYBN_WIDEN_##bytes((const float *)row + i * D) * (wide)CYBN_WIDEN_##bytes(dy + i * D);\
+                else                                                                                                  \
+                    a[i] += (wide)CYBN_WIDEN_##bytes(x + i * D);                                                      \
                 CYBN_NOW(a[i]);                                                                                       \
             }                                                                                                         \
             x += pitch;                                                                                               \
+            dy += dy_pitch;                                                                                           \
             next += line;                                                                                             \
         })                                                                                                            \
         if (rest) {                                                                                                   \
-            vector row[n / F];                                                                                        \
             x += rest - n;                                                                                            \
+            dy += rest - n;                                                                                           \
             CYBN_EACH(i, n / F) {                                                                                     \
-                const mask last = *(const mask *)(cybn_last_float + rest + i * F);                                    \
+                mask counts = *(const mask *)(cybn_last_float + rest + i * F);                                        \
+                vector u = {};                                                                                        \
+                if (weighted) {                                                                                       \
+                    u = *(const vector *)(dy + i * F);                                                                \
+                    counts &= (mask)(u != 0);                                                                         \
+                }                                                                                                     \
                 row[i] = *(const vector *)(x + i * F);                                                                \
-                d = (vector)((mask)(row[i] - k[i]) & last);                                                           \
-                row[i] = (vector)((mask)row[i] & last);                                                               \
-                q[i] += d * d;                                                                                        \
+                d = (vector)((mask)(row[i] - k[i]) & counts);                                                         \
+                row[i] = (vector)((mask)row[i] & counts);                                                             \
+                q[i] += weighted ? d * u * d : d * d;                                                                 \
             }                                                                                                         \
-            CYBN_EACH(i, n / D) a[i] += (wide)CYBN_WIDEN_##bytes((const float *)row + i * D);                         \
+            CYBN_EACH(i, n / D) {                                                                                     \
+                wide v = (wide)CYBN_WIDEN_##bytes((const float *)row + i * D);                                        \
+                if (weighted) v *= (wide)CYBN_WIDEN_##bytes(dy + i * D);                                              \
+                a[i] += v;                                                                                            \
+            }                                                                                                         \
         }                                                                                                             \
         CYBN_EACH(i, n / F) *(vector *)(squares + i * F) = q[i];                                                      \
         CYBN_EACH(i, n / D) *(wide *)(sums + i * D) = a[i];                                                           \
     }
 
-/* sums += t and products += t * (x - shift), all of one type. t: dy (gradients) or x - shift (statistics of double). */
+/* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
+   or w * (x - shift) where dy is w, dy behind a ReLU of (x - shift) * scale + offset, or
+   behind one that gave y, or both where y is not 0. */
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T)                                                                  \
-    static inline void name(const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, ptrdiff_t rows,       \
-                            ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line, const real *shift, real *sums,           \
-                            real *products) {                                                                         \
+    CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
         typedef CYBN_VECTOR(bits, bytes) mask;                                                                        \
         enum { F = bytes / sizeof(real) };                                                                            \
@@ -133,12 +161,14 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             }                                                                                                         \
             x += pitch;                                                                                               \
             dy += dy_pitch;                                                                                           \
+            y += y_pitch;                                                                                             \
             next += line;                                                                                             \
             dy_next += line;                                                                                          \
         }                                                                                                             \
         if (rest) {                                                                                                   \
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
+            y += rest - n;                                                                                            \
             CYBN_EACH(i, n / F) {                                                                                     \
                 const mask last = *(const mask *)(cybn_last_##real + rest + i * F);                                   \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
@@ -154,27 +184,35 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     }
 #define CYBN_DEVIATION(g) d
 #define CYBN_GRADIENT(g) *(const vector *)((g) + i * F)
+#define CYBN_WEIGHED(w)                                                                                               \
+    CYBN_GRADIENT(w) * (d = (vector)((mask)d & (mask)(CYBN_GRADIENT(w) != 0)))
+
+#define CYBN_PASSED(g, z) (vector)((mask)CYBN_GRADIENT(g) & ~(mask)((z) <= 0))
+#define CYBN_RELU_X(g) CYBN_PASSED(g, d * *(const vector *)(scale + i * F) + *(const vector *)(offset + i * F))
+#define CYBN_RELU_Y(g) CYBN_PASSED(g, CYBN_GRADIENT(y))
+#define CYBN_KEPT(v) (vector)((mask)(v) & (mask)(CYBN_GRADIENT(y) != 0))
+#define CYBN_MASKED(g) (d = CYBN_KEPT(d), CYBN_KEPT(CYBN_GRADIENT(g)))
 
 #else
 
+#define CYBN_INLINE static inline
 #define CYBN_WIDTH 16
-#define CYBN_STATS_FLOAT(name, bytes, n)                                                                              \
-    static inline void name(const float *x, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead,         \
-                            ptrdiff_t line, const float *shift, double *sums, float *squares) {                       \
+#define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
+    CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \
         ptrdiff_t r, i;                                                                                               \
-        for (r = 0; r <= rows; r++, x += pitch)                                                                       \
+        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch)                                                       \
             for (i = r < rows ? 0 : n - rest; i < n; i++) {                                                           \
-                float e = x[r < rows ? i : i + rest - n];                                                             \
-                squares[i] += (e - shift[i]) * (e - shift[i]);                                                        \
-                sums[i] += e;                                                                                         \
+                ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
+                float d = x[at] - shift[i];                                                                           \
+                if (weighted && dy[at] == 0) continue;                                                                \
+                squares[i] += weighted ? d * dy[at] * d : d * d;                                                      \
+                sums[i] += weighted ? (double)x[at] * dy[at] : x[at];                                                 \
             }                                                                                                         \
     }
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T)                                                                  \
-    static inline void name(const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, ptrdiff_t rows,       \
-                            ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line, const real *shift, real *sums,           \
-                            real *products) {                                                                         \
+    CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         ptrdiff_t r, i;                                                                                               \
-        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch)                                                       \
+        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch, y += y_pitch)                                         \
             for (i = r < rows ? 0 : n - rest; i < n; i++) {                                                           \
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
                 real d = x[at] - shift[i];                                                                            \
@@ -185,43 +223,62 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     }
 #define CYBN_DEVIATION(g) d
 #define CYBN_GRADIENT(g) (g)[at]
+#define CYBN_WEIGHED(w) CYBN_GRADIENT(w) * (d = CYBN_GRADIENT(w) != 0 ? d : 0)
+
+#define CYBN_RELU_X(g) (d * scale[i] + offset[i] <= 0 ? 0 : CYBN_GRADIENT(g))
+#define CYBN_RELU_Y(g) (CYBN_GRADIENT(y) <= 0 ? 0 : CYBN_GRADIENT(g))
+#define CYBN_MASKED(g) (d = CYBN_GRADIENT(y) != 0 ? d : 0, CYBN_GRADIENT(y) != 0 ? CYBN_GRADIENT(g) : 0)
 
 #endif
 
 #define CYBN_EXPAND(macro, ...) macro(__VA_ARGS__)
-#define CYBN_COLUMNS_OF_STATS_FLOAT(name)                                                                             \
-    static inline void name##_rows(const float *x, ptrdiff_t pitch, ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t ahead,  \
-                                   ptrdiff_t line, ptrdiff_t step, const float *shift, double *sums,                  \
-                                   float *squares) {                                                                  \
-        for (; cols >= 16; cols -= 16, x += 16, ahead += step - 16, shift += 16, sums += 16, squares += 16)           \
-            name(x, pitch, rows, 0, ahead, line, shift, sums, squares);                                               \
-        for (; cols >= 4; cols -= 4, x += 4, shift += 4, sums += 4, squares += 4)                                     \
-            name##_quad(x, pitch, rows, 0, 0, 0, shift, sums, squares);                                               \
+#define CYBN_KIND(name, real, bits, T)                                                                                \
+    CYBN_EXPAND(CYBN_PRODUCTS, name, real, bits, CYBN_WIDTH, 16, T)                                                   \
+    CYBN_PRODUCTS(name##_quad, real, bits, 16, 4, T)
+
+CYBN_EXPAND(CYBN_STATS_FLOAT, cybn_plain_float, CYBN_WIDTH, 16, 0)
+CYBN_STATS_FLOAT(cybn_plain_float_quad, 16, 4, 0)
+CYBN_EXPAND(CYBN_STATS_FLOAT, cybn_weighted_float, CYBN_WIDTH, 16, 1)
+CYBN_STATS_FLOAT(cybn_weighted_float_quad, 16, 4, 1)
+CYBN_KIND(cybn_backward_float, float, int, CYBN_GRADIENT)
+CYBN_KIND(cybn_relu_x_float, float, int, CYBN_RELU_X)
+CYBN_KIND(cybn_relu_y_float, float, int, CYBN_RELU_Y)
+CYBN_KIND(cybn_masked_float, float, int, CYBN_MASKED)
+
+CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION)
+CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED)
+CYBN_KIND(cybn_backward_double, double, long long, CYBN_GRADIENT)
+CYBN_KIND(cybn_relu_x_double, double, long long, CYBN_RELU_X)
+CYBN_KIND(cybn_relu_y_double, double, long long, CYBN_RELU_Y)
+CYBN_KIND(cybn_masked_double, double, long long, CYBN_MASKED)
+
+/* What is summed beside x: nothing, weights in dy's place, dy, dy behind a ReLU (of x, or with result y), dy with
+   weights in y's place. */
+enum { CYBN_PLAIN, CYBN_WEIGHTED, CYBN_BACKWARD, CYBN_BY_X, CYBN_BY_Y, CYBN_BY_MASK };
+
+/* Columns in groups of 16 and of four. (`rest` is for one group: a run.) */
+#define CYBN_COLUMNS(name, to)                                                                                        \
+    for (; j + 16 <= cols; j += 16, ahead += step - 16)                                                               \
+        name(x + j, pitch, dy + j, dy_pitch, y + j, y_pitch, rows, rest, ahead, line, shift + j, scale + j, offset + j,\
+             to + j, products + j);                                                                                   \
+    for (; j + 4 <= cols; j += 4)                                                                                     \
+        name##_quad(x + j, pitch, dy + j, dy_pitch, y + j, y_pitch, rows, 0, 0, 0, shift + j, scale + j, offset + j,  \
+                    to + j, products + j);                                                                            \
+    break;
+#define CYBN_SUM(real)                                                                                                \
+    CYBN_INLINE void cybn_sum_##real(int kind, ptrdiff_t cols, ptrdiff_t step, CYBN_TAKES(real), double *x_sums,      \
+                                       real *dy_sums, real *products) {                                               \
+        ptrdiff_t j = 0;                                                                                              \
+        switch (kind) {                                                                                               \
+        case CYBN_PLAIN: CYBN_COLUMNS(cybn_plain_##real, x_sums)                                                      \
+        case CYBN_WEIGHTED: CYBN_COLUMNS(cybn_weighted_##real, x_sums)                                                \
+        case CYBN_BACKWARD: CYBN_COLUMNS(cybn_backward_##real, dy_sums)                                               \
+        case CYBN_BY_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums)                                                     \
+        case CYBN_BY_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums)                                                     \
+        case CYBN_BY_MASK: CYBN_COLUMNS(cybn_masked_##real, dy_sums)                                                  \
+        }                                                                                                             \
     }
-#define CYBN_COLUMNS_OF_PRODUCTS(name, real)                                                                          \
-    static inline void name##_rows(const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch,                \
-                                   ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t ahead, ptrdiff_t line, ptrdiff_t step,   \
-                                   const real *shift, real *sums, real *products) {                                   \
-        for (; cols >= 16; cols -= 16, x += 16, dy += 16, ahead += step - 16, shift += 16, sums += 16, products += 16)\
-            name(x, pitch, dy, dy_pitch, rows, 0, ahead, line, shift, sums, products);                                \
-        for (; cols >= 4; cols -= 4, x += 4, dy += 4, shift += 4, sums += 4, products += 4)                           \
-            name##_quad(x, pitch, dy, dy_pitch, rows, 0, 0, 0, shift, sums, products);                                \
-    }
-
-CYBN_EXPAND(CYBN_STATS_FLOAT, cybn_stats_f32, CYBN_WIDTH, 16)
-CYBN_STATS_FLOAT(cybn_stats_f32_quad, 16, 4)
-CYBN_COLUMNS_OF_STATS_FLOAT(cybn_stats_f32)
-
-CYBN_EXPAND(CYBN_PRODUCTS, cybn_stats_f64, double, long long, CYBN_WIDTH, 16, CYBN_DEVIATION)
-CYBN_PRODUCTS(cybn_stats_f64_quad, double, long long, 16, 4, CYBN_DEVIATION)
-CYBN_COLUMNS_OF_PRODUCTS(cybn_stats_f64, double)
-
-CYBN_EXPAND(CYBN_PRODUCTS, cybn_grads_f32, float, int, CYBN_WIDTH, 16, CYBN_GRADIENT)
-CYBN_PRODUCTS(cybn_grads_f32_quad, float, int, 16, 4, CYBN_GRADIENT)
-CYBN_COLUMNS_OF_PRODUCTS(cybn_grads_f32, float)
-
-CYBN_EXPAND(CYBN_PRODUCTS, cybn_grads_f64, double, long long, CYBN_WIDTH, 16, CYBN_GRADIENT)
-CYBN_PRODUCTS(cybn_grads_f64_quad, double, long long, 16, 4, CYBN_GRADIENT)
-CYBN_COLUMNS_OF_PRODUCTS(cybn_grads_f64, double)
+CYBN_SUM(float)
+CYBN_SUM(double)
 
 #endif
