@@ -184,10 +184,9 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
         raise TypeError(f"mask must be a bool array, got {kind_of(a, value)}")
     if sample_weight is not None and not is_real(a):
         raise TypeError(f"sample_weight must be a float32 or float64 array, got {kind_of(a, value)}")
-    if sample_weight is not None:
-        bad = ~((a >= 0) & (a < np.inf))
-        if bad.any():
-            raise ValueError(f"sample_weight must be finite and not negative, got {(<object> a)[bad][0]}")
+    if sample_weight is not None and cnp.PyArray_SIZE(a) > 0 and not (a.min() >= 0 and a.max() < np.inf):
+        wrong = (<object> a)[~((a >= 0) & (a < np.inf))][0]
+        raise ValueError(f"sample_weight must be finite and not negative, got {wrong}")
     cdef tuple rest = tuple([PyArray_DIMS(x)[d] for d in range(ndim) if d != axis])
     # Memory order: the axes that the layout leaves out have one element.
     order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]

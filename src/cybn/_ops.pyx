@@ -59,6 +59,7 @@ from cybn._schedule cimport (
     partial_size,
     run,
     set_centers,
+    sum_of_powers,
     weigh_blocks,
 )
 from cybn._threads cimport choose_threads
@@ -129,7 +130,6 @@ cdef class Call:
     cdef int axis
     cdef ndarray weights
     cdef ndarray block_weights
-    cdef double correction  # what the sum of weights minus this divides by is unbiased (for correction=1)
 
     def __dealloc__(self):
         PyMem_RawFree(self.memory)
@@ -287,7 +287,6 @@ cdef int read_activation(Call call, object activation, object negative_slope) ex
 
 cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) except -1:
     """mask or sample_weight, if there is one: the job's weights, and their sum as the count."""
-    cdef double squares = 0
     if mask is None and sample_weight is None:
         return 0
     call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout)
@@ -297,11 +296,14 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) e
     call.job.block_weights = <double *> cnp.PyArray_DATA(call.block_weights)
     call.job.weights = cnp.PyArray_DATA(call.weights)
     call.job.masked = mask is not None
-    call.v.count = weigh_blocks(&call.job, &squares)
-    call.correction = squares / call.v.count if call.v.count > 0 else 0
+    call.v.count = weigh_blocks(&call.job)
     if call.v.count == 0 and mask is None:
         raise ValueError("sample_weight must have a positive value, got zeros only")
     return 0
+
+
+cdef double positive_weights(Call call) noexcept:
+    return call.v.count if call.job.masked else sum_of_powers(&call.job, 0)
 
 
 cdef bint read_masked_output(object masked_output) except -1:
@@ -409,7 +411,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         # (When training it is only checked here: into memory that is still free.)
         read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.center)
     if train:
-        if call.size > 0 and (call.count == 1 or call.weights is not None and np.count_nonzero(call.weights) == 1):
+        if call.size > 0 and (call.count == 1 or call.job.weights != NULL and positive_weights(call) == 1):
             raise ValueError(f"Expected more than 1 value per channel when training, "
                              f"got input shape {(<object> data).shape}"
                              + ("" if call.count == 1 else " with 1 value of positive weight"))
@@ -423,7 +425,10 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     if train and not empty:
         execute(call, kernels.collect_stats[call.type], finish_training, kernels.normalize[call.type])
         if track and call.size > 0:
-            degrees = max(v.count - spread, 1) if call.weights is None else v.count - spread * call.correction
+            if sample_weight is None:
+                degrees = max(v.count - spread, 1)
+            else:
+                degrees = v.count - spread * sum_of_powers(&call.job, 2) / v.count
             read_vector(running_mean, "running_mean", call.channels, call.job.offset)   # free again
             update_running(call.job.offset, v.mean, share, 1, call.channels)
             write_vector(mean_array, call.job.offset)

@@ -152,39 +152,49 @@ cdef double slice_weight(const Job *job, Py_ssize_t piece) noexcept nogil:
     return weight
 
 
-cdef double weigh_blocks(Job *job, double *squares) noexcept nogil:
-    """Fill `job.block_weights`; return the sum of all weights and set that of their squares."""
+cdef double weigh_blocks(Job *job) noexcept nogil:
+    """Fill `job.block_weights`; return the sum of all weights."""
     cdef double total = 0
     cdef Py_ssize_t index
-    squares[0] = 0
     for index in range(job.blocks):
-        if job.itemsize == sizeof(float):
-            job.block_weights[index] = weigh_block(job, index, <const float *> job.weights, squares)
-        else:
-            job.block_weights[index] = weigh_block(job, index, <const double *> job.weights, squares)
+        job.block_weights[index] = sum_of_block(job, index, 1)
         total += job.block_weights[index]
     return total
 
 
-cdef double weigh_block(const Job *job, Py_ssize_t index, const floating *weights, double *squares) noexcept nogil:
+cdef double sum_of_powers(const Job *job, int power) noexcept nogil:
+    """Of all weights; with power 0 the number of those that are not 0."""
+    cdef double total = 0
+    cdef Py_ssize_t index
+    for index in range(job.blocks):
+        total += sum_of_block(job, index, power)
+    return total
+
+
+cdef double sum_of_block(const Job *job, Py_ssize_t index, int power) noexcept nogil:
+    """A block of weights lies in one piece: it has several outer indices or several pieces of one run, not both."""
     cdef Py_ssize_t bo = index // job.blocks_inner
-    cdef Py_ssize_t i0 = (index - bo * job.blocks_inner) * job.block_inner
-    cdef Py_ssize_t n = min(job.block_inner, job.inner - i0), o, i, j
+    cdef Py_ssize_t o0 = bo * job.block_outer, i0 = (index - bo * job.blocks_inner) * job.block_inner
+    cdef Py_ssize_t n = (min(job.block_outer, job.outer - o0) - 1) * job.inner + min(job.block_inner, job.inner - i0)
+    if job.itemsize == sizeof(float):
+        return sum_of_run((<const float *> job.weights) + o0 * job.inner + i0, n, power)
+    return sum_of_run((<const double *> job.weights) + o0 * job.inner + i0, n, power)
+
+
+cdef double sum_of_run(const floating *w, Py_ssize_t n, int power) noexcept nogil:
+    """In eight sums side by side, as vectors: one after the other the additions would take as long as a pass over x."""
     cdef double sums[8]
-    cdef double dots[8]
-    cdef const floating *p
+    cdef Py_ssize_t i = 0, j
     for j in range(8):
-        sums[j] = dots[j] = 0
-    for o in range(bo * job.block_outer, min((bo + 1) * job.block_outer, job.outer)):
-        p = weights + o * job.inner + i0
-        for i in range(n // 8):
-            for j in range(8):
-                sums[j] += p[8 * i + j]
-                dots[j] += <double> p[8 * i + j] * p[8 * i + j]
-        for i in range(n // 8 * 8, n):
-            sums[i % 8] += p[i]
-            dots[i % 8] += <double> p[i] * p[i]
-    squares[0] += ((dots[0] + dots[1]) + (dots[2] + dots[3])) + ((dots[4] + dots[5]) + (dots[6] + dots[7]))
+        sums[j] = 0
+    while i + 8 <= n:
+        for j in range(8):
+            sums[j] += (1 if w[i + j] != 0 else 0) if power == 0 else w[i + j] if power == 1 \
+                else <double> w[i + j] * w[i + j]
+        i += 8
+    while i < n:
+        sums[0] += (1 if w[i] != 0 else 0) if power == 0 else w[i] if power == 1 else <double> w[i] * w[i]
+        i += 1
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
