@@ -496,23 +496,21 @@ cdef inline const real *weigh(const Job *job, const Panel *panel, bint rows, Py_
                               Py_ssize_t *pitch) noexcept nogil:
     """The weights of a panel's elements. In runs they are the same for each run; in rows each stands n times."""
     cdef const real *weights = <const real *> job.weights
-    cdef Py_ssize_t width = job.channels * job.inner, o = panel.flat // width
-    cdef Py_ssize_t r, p, c, i
+    cdef Py_ssize_t width = job.channels * job.inner, o = panel.flat // width, size = n * job.inner
+    cdef Py_ssize_t r, p, filled, more
     cdef real *to = stage
     if not rows:
         pitch[0] = 0
         return weights + o * job.inner + panel.flat % job.inner
     for r in range(panel.rows):
-        for p in range(panel.cols // (n * job.inner)):
-            if job.inner == 1:
-                for c in range(n):
-                    to[c] = weights[o + p]
-                to += n
-                continue
-            for c in range(n):
-                for i in range(job.inner):
-                    to[i] = weights[(o + p) * job.inner + i]
-                to += job.inner
+        for p in range(panel.cols // size):
+            memcpy(to, weights + (o + p) * job.inner, job.inner * sizeof(real))
+            filled = job.inner
+            while filled < size:
+                more = min(filled, size - filled)
+                memcpy(to + filled, to, more * sizeof(real))
+                filled += more
+            to += size
         o += panel.pitch // width
     pitch[0] = panel.cols
     return stage
