@@ -445,6 +445,17 @@ cdef inline void spread(const Columns *columns, const real *values, real *table)
             table += columns.span
 
 
+cdef inline void spread_tables(const Columns *columns, real *tables, Py_ssize_t n) noexcept nogil:
+    """The first n tables, in place: from a value per channel to one per column."""
+    cdef real values[COLUMNS]
+    cdef Py_ssize_t i
+    if columns.count == columns.tile:
+        return
+    for i in range(n):
+        memcpy(values, tables + i * COLUMNS, columns.tile * sizeof(real))
+        spread(columns, values, tables + i * COLUMNS)
+
+
 cdef inline real weight_of(const Job *job, Py_ssize_t o, Py_ssize_t i, real *kind) noexcept nogil:
     return 1 if job.weights == NULL else (<const real *> job.weights)[o * job.inner + i]
 
@@ -622,8 +633,7 @@ cdef inline bint relu_only(const Job *job, Py_ssize_t c0, Py_ssize_t n) noexcept
             and (job.output.data != NULL or not cybn_outside(job.gate_factor + c0, n, 1, 1)))
 
 
-cdef const real *open_gate(const Job *job, Py_ssize_t c0, const Columns *columns, bint rows, real *table,
-                           real *spread_out) noexcept nogil:
+cdef void open_gate(const Job *job, Py_ssize_t c0, const Columns *columns, bint rows, real *table) noexcept nogil:
     """The tables of `gate_panel`: factor, center, scale, offset, mean; per channel in runs, per column in rows."""
     cdef Py_ssize_t j
     for j in range(columns.tile):
@@ -631,11 +641,8 @@ cdef const real *open_gate(const Job *job, Py_ssize_t c0, const Columns *columns
             read_gate[real](job, c0 + j, &table[j], &table[COLUMNS + j], &table[2 * COLUMNS + j],
                             &table[3 * COLUMNS + j])
         table[4 * COLUMNS + j] = <real> job.mean[c0 + j]
-    if not rows or columns.count == columns.tile:
-        return table
-    for j in range(0 if job.activation else 4, 5):
-        spread(columns, table + j * COLUMNS, spread_out + j * COLUMNS)
-    return spread_out
+    if rows:
+        spread_tables(columns, table, 5)
 
 
 cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double *first, double *second,
@@ -777,9 +784,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef double *partial = partial_sums(job, piece, c0)
     cdef bint more, gated = features is short and backward, weighted = features is short and not backward
     cdef real w_stage[PANEL]
-    cdef real channel[5 * COLUMNS]
-    cdef real column[5 * COLUMNS]
-    cdef const real *gate = NULL
+    cdef real gate[5 * COLUMNS]
     cdef const real *weights = NULL
     cdef const real *y = NULL
     cdef Py_ssize_t weights_pitch = 0, y_pitch = 0
@@ -787,8 +792,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef bint relu = gated and relu_only(job, c0, tile), by_output = relu and job.output.data != NULL
     cdef bint masked = gated and job.activation == 0
     cdef int kind_of_sum = PLAIN
-    cdef real *scale = column
-    cdef real *offset = column + COLUMNS
+    cdef const real *scale = gate + 2 * COLUMNS
+    cdef const real *offset = gate + 3 * COLUMNS
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
     if backward:
         kind_of_sum = BY_Y if by_output else BY_X if relu else BY_MASK if masked else BACKWARD
@@ -802,12 +807,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
         spread(&columns, shift, center)
-        if relu and not by_output:
-            open_gate[real](job, c0, &columns, False, channel, column)
-            spread(&columns, channel + 2 * COLUMNS, scale)
-            spread(&columns, channel + 3 * COLUMNS, offset)
-        elif gated and not relu and not masked:
-            gate = open_gate[real](job, c0, &columns, job.rows, channel, column)
+        if gated and not masked and not by_output:
+            # Per column, for the sums that pass a ReLU on the way also where columns are lanes.
+            open_gate[real](job, c0, &columns, relu or job.rows, gate)
     for j in range(tile):
         partial[j] = 0
         partial[job.pitch + j] = 0
@@ -831,24 +833,25 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             dy_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
-            if weighted or (gated and job.masked):
-                weights = weigh[real](job, &panel, job.rows, tile, w_stage, &weights_pitch)
-            if weighted:
-                dy = weights
-                dy_pitch = weights_pitch
-            if by_output:
-                y = fetch(&job.output, &panel, w_stage, &y_pitch)
-            elif masked:
-                y = weights
-                y_pitch = weights_pitch
-            elif gated and not relu:
-                gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, weights, weights_pitch,
-                                 gate + (0 if job.rows else panel.channel), not job.rows, x_stage, dy_stage)
-                dy = dy_stage
-                dy_pitch = panel.cols
-                if job.masked:
-                    x = x_stage
-                    x_pitch = panel.cols
+            if features is short:
+                if weighted or (gated and job.masked):
+                    weights = weigh[real](job, &panel, job.rows, tile, w_stage, &weights_pitch)
+                if weighted:
+                    dy = weights
+                    dy_pitch = weights_pitch
+                if by_output:
+                    y = fetch(&job.output, &panel, w_stage, &y_pitch)
+                elif masked:
+                    y = weights
+                    y_pitch = weights_pitch
+                elif gated and not relu:
+                    gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, weights, weights_pitch,
+                                     gate + (0 if job.rows else panel.channel), not job.rows, x_stage, dy_stage)
+                    dy = dy_stage
+                    dy_pitch = panel.cols
+                    if job.masked:
+                        x = x_stage
+                        x_pitch = panel.cols
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
             ahead = (walk.flat if more else (following.o0 * job.channels + c0) * job.inner + following.i0) - panel.flat
@@ -881,16 +884,14 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                           bint backward, real *kind, features *what) noexcept nogil:
-    # One after the other: center, scale, offset, slope, factor; per channel, and for rows per column.
-    cdef real channel[5 * COLUMNS]
-    cdef real column[5 * COLUMNS]
+    # One after the other: center, scale, offset, slope, factor; per channel, or for rows per column.
+    cdef real table[5 * COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
     cdef Block block
     cdef Panel panel
     cdef const real *x
     cdef const real *dy
-    cdef const real *table = channel
     cdef real *out
     cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, j, r, index, n = c1 - c0
     cdef double low
@@ -900,47 +901,44 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint plain = features is char
     cdef bint gated = not plain and gates(job)
     cdef bint weighted = not plain and job.weights != NULL and (backward or job.zeroed)
-    cdef real gate_channel[5 * COLUMNS]
-    cdef real gate_column[5 * COLUMNS]
+    cdef real gate[5 * COLUMNS]
     cdef real w_stage[PANEL]
-    cdef const real *gate = NULL
     cdef Py_ssize_t pitch
     cdef Extras extras
     cdef const Operand *source = &job.x if backward else job.source
     cdef Columns columns = layout_columns(job, n)
     for j in range(n):
-        channel[j] = <real> job.center[c0 + j]
-        channel[COLUMNS + j] = <real> job.scale[c0 + j]
+        table[j] = <real> job.center[c0 + j]
+        table[COLUMNS + j] = <real> job.scale[c0 + j]
         # What the center loses by its rounding goes into the offset, unless that is 0 times infinity.
-        low = (job.center[c0 + j] - <double> channel[j]) * (job.slope[c0 + j] if backward else job.scale[c0 + j])
+        low = (job.center[c0 + j] - <double> table[j]) * (job.slope[c0 + j] if backward else job.scale[c0 + j])
         low = low if low == low else 0
-        channel[2 * COLUMNS + j] = <real> (job.offset[c0 + j] - low)
+        table[2 * COLUMNS + j] = <real> (job.offset[c0 + j] - low)
     if backward:
         for j in range(n):
-            channel[3 * COLUMNS + j] = <real> job.slope[c0 + j]
+            table[3 * COLUMNS + j] = <real> job.slope[c0 + j]
     if scaled:
         for j in range(n):
-            channel[4 * COLUMNS + j] = <real> job.factor[c0 + j]
+            table[4 * COLUMNS + j] = <real> job.factor[c0 + j]
     if sizeof(real) == 4 and cybn_outside(job.scale + c0, n, -LARGEST_FLOAT, LARGEST_FLOAT):
         for j in range(n):
-            channel[COLUMNS + j] = to_scale(job.scale[c0 + j], channel)
-    if rows and columns.count > columns.tile:
-        table = column
-        for j in range(5 if scaled else 4 if backward else 3):
-            spread(&columns, channel + j * COLUMNS, column + j * COLUMNS)
+            table[COLUMNS + j] = to_scale(job.scale[c0 + j], table)
+    if rows:
+        spread_tables(&columns, table, 5 if scaled else 4 if backward else 3)
     memset(&extras, 0, sizeof(extras))
-    if gated:
-        gate = open_gate[real](job, c0, &columns, rows, gate_channel, gate_column)
-        if (backward and not weighted and job.output.data == NULL and job.gated.data == NULL
-                and relu_only(job, c0, n)):
-            extras.gate = gate + 3 * COLUMNS
-            gated = False   # passed on the way
-        elif backward and job.activation == 0 and job.gated.data == NULL:
-            extras.masked = True
-            gated = False
-    elif not backward:
-        extras.activation = job.activation
-        extras.negative_slope = job.negative_slope
+    if features is short:
+        if gated:
+            open_gate[real](job, c0, &columns, rows, gate)
+            if (backward and not weighted and job.output.data == NULL and job.gated.data == NULL
+                    and relu_only(job, c0, n)):
+                extras.gate = gate + 3 * COLUMNS
+                gated = False   # passed on the way
+            elif backward and job.activation == 0 and job.gated.data == NULL:
+                extras.masked = True
+                gated = False
+        elif not backward:
+            extras.activation = job.activation
+            extras.negative_slope = job.negative_slope
     for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
         first_panel(&block, c0, rows, 1, PANEL, &panel)
@@ -950,35 +948,36 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             dy_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
-            if weighted or (gated and job.masked):
-                extras.weights = weigh[real](job, &panel, rows, n, w_stage, &extras.weights_pitch)
-            if gated:
-                # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
-                if not backward:
-                    x = fetch(&job.x, &panel, x_stage, &x_pitch)
-                    dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
-                gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, <const real *> extras.weights,
-                                 extras.weights_pitch, gate + (0 if rows else panel.channel), not rows,
-                                 x_stage, dy_stage)
-                dy = dy_stage
-                dy_pitch = panel.cols
-                if job.masked:
-                    x = x_stage
-                    x_pitch = panel.cols
-                if not backward:
-                    x = dy
-                    x_pitch = dy_pitch
-                if job.gated.data != NULL:
-                    deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
-            elif job.residual.data != NULL:
-                extras.residual = fetch(&job.residual, &panel, dy_stage, &pitch)
-                extras.residual_pitch = pitch
-                if job.residual.data == job.out.data:
-                    for r in range(panel.rows):
-                        memcpy(dy_stage + r * panel.cols, (<const real *> extras.residual) + r * pitch,
-                               panel.cols * sizeof(real))
-                    extras.residual = dy_stage
-                    extras.residual_pitch = panel.cols
+            if features is short:
+                if weighted or (gated and job.masked):
+                    extras.weights = weigh[real](job, &panel, rows, n, w_stage, &extras.weights_pitch)
+                if gated:
+                    # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
+                    if not backward:
+                        x = fetch(&job.x, &panel, x_stage, &x_pitch)
+                        dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
+                    gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, <const real *> extras.weights,
+                                     extras.weights_pitch, gate + (0 if rows else panel.channel), not rows,
+                                     x_stage, dy_stage)
+                    dy = dy_stage
+                    dy_pitch = panel.cols
+                    if job.masked:
+                        x = x_stage
+                        x_pitch = panel.cols
+                    if not backward:
+                        x = dy
+                        x_pitch = dy_pitch
+                    if job.gated.data != NULL:
+                        deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
+                elif job.residual.data != NULL:
+                    extras.residual = fetch(&job.residual, &panel, dy_stage, &pitch)
+                    extras.residual_pitch = pitch
+                    if job.residual.data == job.out.data:
+                        for r in range(panel.rows):
+                            memcpy(dy_stage + r * panel.cols, (<const real *> extras.residual) + r * pitch,
+                                   panel.cols * sizeof(real))
+                        extras.residual = dy_stage
+                        extras.residual_pitch = panel.cols
             direct = job.out.direct and not job.stream
             out = (<real *> job.out.data) + panel.flat if direct else x_stage
             out_pitch = panel.pitch if direct else panel.cols
