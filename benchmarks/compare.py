@@ -4,8 +4,8 @@ Run by `make compare`, which installs the peers into an environment of their own
 own; the processes take turns, one at a time, for several rounds, and a figure is the median over the rounds. Ratios are
 formed per shape, then averaged geometrically, weighted by how often the shape occurs in its network. "Of copy" is the
 fraction of the limit: the least bytes that the operation can move (x read once and y written once; backward reads two
-arrays and writes one; a step is both) per second of cybn, over
-those of PyTorch's `copy_` of the same tensor into memory that exists.
+arrays and writes one; a step is both) per second of cybn, over those of PyTorch's `copy_` of the same tensor into
+memory that exists.
 
     python benchmarks/compare.py [--rounds 5] [--only WORDS] [--details] [--markdown FILE]
 """

@@ -388,7 +388,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     cdef ndarray y, mean_array = None, var_array = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
-    cdef bint train = bool(training), track = running_mean is not None, empty = False
+    cdef bint train = bool(training), track = running_mean is not None, empty
     cdef double share, spread, degrees
     if track != (running_var is not None):
         raise ValueError("running_mean and running_var must be given together, got only "
@@ -437,8 +437,6 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     else:
         if empty and not track:
             set_unit(v.mean, spare(call), call.channels)
-        if not call.job.zeroed:
-            call.job.weights = NULL
         cybn_inverse_sqrt(spare(call), v.eps, v.invstd, call.channels)
         execute(call, NULL, finish_normalize, kernels.normalize[call.type])
     if empty and train:

@@ -181,6 +181,10 @@ cdef double sum_of_block(const Job *job, Py_ssize_t index, int power) noexcept n
     return sum_of_run((<const double *> job.weights) + o0 * job.inner + i0, n, power)
 
 
+cdef inline double power_of(floating w, int power) noexcept nogil:
+    return (1 if w != 0 else 0) if power == 0 else w if power == 1 else <double> w * w
+
+
 cdef double sum_of_run(const floating *w, Py_ssize_t n, int power) noexcept nogil:
     """In eight sums side by side, as vectors: one after the other the additions would take as long as a pass over x."""
     cdef double sums[8]
@@ -189,11 +193,10 @@ cdef double sum_of_run(const floating *w, Py_ssize_t n, int power) noexcept nogi
         sums[j] = 0
     while i + 8 <= n:
         for j in range(8):
-            sums[j] += (1 if w[i + j] != 0 else 0) if power == 0 else w[i + j] if power == 1 \
-                else <double> w[i + j] * w[i + j]
+            sums[j] += power_of(w[i + j], power)
         i += 8
     while i < n:
-        sums[0] += (1 if w[i] != 0 else 0) if power == 0 else w[i] if power == 1 else <double> w[i] * w[i]
+        sums[0] += power_of(w[i], power)
         i += 1
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 

@@ -480,10 +480,8 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
     for e in range(SAMPLES):
         i = e * block.count // SAMPLES
         if job.weights != NULL:
-            # The next that counts. (In a block of which nothing counts, any.)
-            for o in range(block.count):
-                if weight_of(job, block.o0 + i // width, block.i0 + i % width, shift) != 0:
-                    break
+            # The next that counts: there is one.
+            while weight_of(job, block.o0 + i // width, block.i0 + i % width, shift) == 0:
                 i = i + 1 if i + 1 < block.count else 0
         o = i // width
         flat[e] = ((block.o0 + o) * job.channels + c0) * job.inner + block.i0 + (i - o * width)
@@ -533,6 +531,12 @@ cdef inline real to_scale(double scale, real *kind) noexcept nogil:
     return rounded if isfinite(rounded) or not isfinite(scale) else <real> copysign(LARGEST_FLOAT, scale)
 
 
+cdef inline real to_offset(double offset, double center, real rounded, double slope) noexcept nogil:
+    """Rounded, with what the center loses by its rounding, unless that is 0 times infinity."""
+    cdef double low = (center - <double> rounded) * slope
+    return <real> (offset - (low if low == low else 0))
+
+
 cdef inline real passed(real g, real z, int activation, real negative_slope) noexcept nogil:
     """The gradient before the activation of z: PyTorch's rules at 0 and NaN."""
     cdef real damped = g * negative_slope   # (in a branch it would keep gcc from making a vector of it)
@@ -544,13 +548,10 @@ cdef inline real passed(real g, real z, int activation, real negative_slope) noe
 cdef inline void read_gate(const Job *job, Py_ssize_t c, real *factor, real *center, real *scale,
                            real *offset) noexcept nogil:
     """A channel's coefficients as `map_tile` rounds them in the forward pass."""
-    cdef double low
     factor[0] = <real> job.gate_factor[c]
     center[0] = <real> job.gate_center[c]
     scale[0] = to_scale(job.gate_scale[c], factor)
-    low = (job.gate_center[c] - <double> center[0]) * job.gate_scale[c]
-    low = low if low == low else 0
-    offset[0] = <real> (job.gate_offset[c] - low)
+    offset[0] = to_offset(job.gate_offset[c], job.gate_center[c], center[0], job.gate_scale[c])
 
 
 cdef double gated_element(const Job *job, Py_ssize_t c, Py_ssize_t flat, real *kind) noexcept nogil:
@@ -574,39 +575,24 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
     cdef real y_stage[PANEL]
     cdef const real *y = NULL
     cdef Py_ssize_t r, j, y_pitch = 0, cols = panel.cols
-    cdef real negative = <real> job.negative_slope, f0, c0, s0, o0, mean
+    cdef real negative = <real> job.negative_slope, f0, c0, s0, o0, z, mean
     cdef int activation = job.activation
     if activation and job.output.data != NULL:
         y = fetch(&job.output, panel, y_stage, &y_pitch)
     for r in range(panel.rows):
         if y != NULL:
-            if activation == RELU:
-                for j in range(cols):
-                    to[j] = passed(dy[j], y[j], RELU, negative)
-            else:
-                for j in range(cols):
-                    to[j] = passed(dy[j], y[j], LEAKY_RELU, negative)
+            for j in range(cols):
+                to[j] = passed(dy[j], y[j], activation, negative)
             y += y_pitch
-        elif activation and uniform:
+        elif activation:
             f0 = table[r]
             c0 = table[COLUMNS + r]
             s0 = table[2 * COLUMNS + r]
             o0 = table[3 * COLUMNS + r]
-            if activation == RELU:
-                for j in range(cols):
-                    to[j] = passed(dy[j], (x[j] * f0 - c0) * s0 + o0, RELU, negative)
-            else:
-                for j in range(cols):
-                    to[j] = passed(dy[j], (x[j] * f0 - c0) * s0 + o0, LEAKY_RELU, negative)
-        elif activation:
-            if activation == RELU:
-                for j in range(cols):
-                    to[j] = passed(dy[j], (x[j] * table[j] - table[COLUMNS + j]) * table[2 * COLUMNS + j]
-                                   + table[3 * COLUMNS + j], RELU, negative)
-            else:
-                for j in range(cols):
-                    to[j] = passed(dy[j], (x[j] * table[j] - table[COLUMNS + j]) * table[2 * COLUMNS + j]
-                                   + table[3 * COLUMNS + j], LEAKY_RELU, negative)
+            for j in range(cols):
+                z = x[j] * (f0 if uniform else table[j]) - (c0 if uniform else table[COLUMNS + j])
+                z = z * (s0 if uniform else table[2 * COLUMNS + j]) + (o0 if uniform else table[3 * COLUMNS + j])
+                to[j] = passed(dy[j], z, activation, negative)
         elif to != dy:
             memcpy(to, dy, cols * sizeof(real))
         if job.masked:
@@ -725,8 +711,6 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
     cdef double *means = partial_sums(job, piece, c0)
     cdef double *squares = means + job.pitch
     cdef Py_ssize_t c, tile = columns.tile
-    if count == 0 and not backward:
-        return
     fold_columns(columns, sums, first)
     fold_columns(columns, products, second)
     for c in range(tile):
@@ -816,6 +800,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     for index in range(slice_start(job, piece), last + 1):
         open_block(job, index, &block)
         open_block(job, min(index + 1, last), &following)
+        if features is short and not backward:
+            if block.weight == 0:
+                continue    # nothing in it counts
         if not backward:
             sample_shifts(job, &block, c0, tile, shift)
             spread(&columns, shift, center)
@@ -894,7 +881,6 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef const real *dy
     cdef real *out
     cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, j, r, index, n = c1 - c0
-    cdef double low
     # A map needs no columns to sum over, so all but the shortest runs are taken as they lie.
     cdef bint direct, rows = job.rows and job.inner < SHORTEST
     cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
@@ -905,15 +891,15 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef real w_stage[PANEL]
     cdef Py_ssize_t pitch
     cdef Extras extras
-    cdef const Operand *source = &job.x if backward else job.source
+    # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
+    cdef const Operand *source = &job.x if backward or gated else job.source
+    cdef bint two = backward or gated
     cdef Columns columns = layout_columns(job, n)
     for j in range(n):
         table[j] = <real> job.center[c0 + j]
         table[COLUMNS + j] = <real> job.scale[c0 + j]
-        # What the center loses by its rounding goes into the offset, unless that is 0 times infinity.
-        low = (job.center[c0 + j] - <double> table[j]) * (job.slope[c0 + j] if backward else job.scale[c0 + j])
-        low = low if low == low else 0
-        table[2 * COLUMNS + j] = <real> (job.offset[c0 + j] - low)
+        table[2 * COLUMNS + j] = to_offset(job.offset[c0 + j], job.center[c0 + j], table[j],
+                                           job.slope[c0 + j] if backward else job.scale[c0 + j])
     if backward:
         for j in range(n):
             table[3 * COLUMNS + j] = <real> job.slope[c0 + j]
@@ -946,16 +932,12 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x
             dy_pitch = x_pitch
-            if backward:
+            if two:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
             if features is short:
                 if weighted or (gated and job.masked):
                     extras.weights = weigh[real](job, &panel, rows, n, w_stage, &extras.weights_pitch)
                 if gated:
-                    # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
-                    if not backward:
-                        x = fetch(&job.x, &panel, x_stage, &x_pitch)
-                        dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
                     gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, <const real *> extras.weights,
                                      extras.weights_pitch, gate + (0 if rows else panel.channel), not rows,
                                      x_stage, dy_stage)
