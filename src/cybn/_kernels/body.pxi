@@ -44,24 +44,33 @@ cdef extern from "stream.h":
     void cybn_stream(void *to, const void *source, size_t n) noexcept nogil
     void cybn_stream_end() noexcept nogil
 
+cdef extern from "select.h" nogil:
+    float cybn_keep_float(bint condition, float value) noexcept
+    float cybn_choose_float(bint condition, float value, float other) noexcept
+    double cybn_keep_double(bint condition, double value) noexcept
+    double cybn_choose_double(bint condition, double value, double other) noexcept
+
 cdef extern from "lanes.h" nogil:
     enum:
         PLAIN "CYBN_PLAIN"
         WEIGHTED "CYBN_WEIGHTED"
+        COUNTED "CYBN_COUNTED_ONLY"
         BACKWARD "CYBN_BACKWARD"
-        BY_X "CYBN_BY_X"
-        BY_Y "CYBN_BY_Y"
+        BY_RELU_X "CYBN_BY_RELU_X"
+        BY_RELU_Y "CYBN_BY_RELU_Y"
+        BY_LEAKY_X "CYBN_BY_LEAKY_X"
+        BY_LEAKY_Y "CYBN_BY_LEAKY_Y"
         BY_MASK "CYBN_BY_MASK"
     void cybn_sum_float(int kind, Py_ssize_t cols, Py_ssize_t step, const float *x, Py_ssize_t x_pitch,
                         const float *dy, Py_ssize_t dy_pitch, const float *y, Py_ssize_t y_pitch, Py_ssize_t rows,
                         Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const float *center,
-                        const float *scale, const float *offset, double *x_sums, float *dy_sums,
-                        float *products) noexcept
+                        const float *scale, const float *offset, float slope, double *x_sums,
+                        float *dy_sums, float *products) noexcept
     void cybn_sum_double(int kind, Py_ssize_t cols, Py_ssize_t step, const double *x, Py_ssize_t x_pitch,
                          const double *dy, Py_ssize_t dy_pitch, const double *y, Py_ssize_t y_pitch, Py_ssize_t rows,
                          Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const double *center,
-                         const double *scale, const double *offset, double *x_sums, double *dy_sums,
-                         double *products) noexcept
+                         const double *scale, const double *offset, double slope, double *x_sums,
+                         double *dy_sums, double *products) noexcept
 
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
@@ -243,6 +252,30 @@ cdef inline void deliver(const Operand *op, const Panel *panel, const real *stag
 
 # ---------------------------------------------------------------------------------------------------------- leaves
 
+cdef inline real keep(bint condition, real value) noexcept nogil:
+    """The value, or 0."""
+    return cybn_keep_float(condition, value) if real is float else cybn_keep_double(condition, value)
+
+
+cdef inline real choose(bint condition, real value, real other) noexcept nogil:
+    if real is float:
+        return cybn_choose_float(condition, value, other)
+    else:
+        return cybn_choose_double(condition, value, other)
+
+
+cdef inline real activated(real v, int activation, real negative_slope) noexcept nogil:
+    """NaN and -0.0 pass."""
+    if activation == 0:
+        return v
+    return keep(not v < 0, v) if activation == RELU else choose(v > 0, v, v * negative_slope)
+
+
+cdef inline real passed(real g, real z, int activation, real negative_slope) noexcept nogil:
+    """The gradient before the activation of z: PyTorch's rules at 0 and NaN."""
+    return keep(not z <= 0, g) if activation == RELU else choose(z > 0, g, g * negative_slope)
+
+
 # Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
 # and so is y near 0, for which every error of the mean counts. float64 input sums x - center instead, which serves
 # data with a large offset the same way. Weighted ones: both times a weight, which takes the place of dy.
@@ -250,8 +283,8 @@ cdef inline void deliver(const Operand *op, const Panel *panel, const real *stag
 
 cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                              const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, const real *center,
-                             const real *scale, const real *offset, double *x_sums, real *dy_sums, real *dots,
-                             int kind) noexcept nogil:
+                             const real *scale, const real *offset, real negative_slope, double *x_sums,
+                             real *dy_sums, real *dots, int kind) noexcept nogil:
     """Rows of `cols` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows.
     cdef bint linear = x_pitch == cols
@@ -262,24 +295,24 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef real d, w, g
     if real is float:
         cybn_sum_float(kind, cols, step, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
-                       center, scale, offset, x_sums, dy_sums, dots)
+                       center, scale, offset, negative_slope, x_sums, dy_sums, dots)
     else:
         cybn_sum_double(kind, cols, step, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
-                        center, scale, offset, x_sums, dy_sums, dots)
+                        center, scale, offset, negative_slope, x_sums, dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
-            if kind == PLAIN or kind == WEIGHTED:
-                w = dy[r * dy_pitch + j] if kind == WEIGHTED else 1
+            if kind < BACKWARD:
+                w = 1 if kind == PLAIN else dy[r * dy_pitch + j]
                 if w != 0:
                     x_sums[j] += <double> (d if sizeof(real) == 8 else x[r * x_pitch + j]) * w
                     dots[j] += d * w * d
                 continue
             g = dy[r * dy_pitch + j]
-            if kind == BY_X:
-                g = passed[real](g, d * scale[j] + offset[j], RELU, 0)
-            elif kind == BY_Y:
-                g = passed[real](g, y[r * y_pitch + j], RELU, 0)
+            if kind == BY_RELU_X or kind == BY_LEAKY_X:
+                g = passed[real](g, d * scale[j] + offset[j], RELU if kind == BY_RELU_X else LEAKY_RELU, negative_slope)
+            elif kind == BY_RELU_Y or kind == BY_LEAKY_Y:
+                g = passed[real](g, y[r * y_pitch + j], RELU if kind == BY_RELU_Y else LEAKY_RELU, negative_slope)
             elif kind == BY_MASK and y[r * y_pitch + j] == 0:
                 continue
             dy_sums[j] += g
@@ -287,17 +320,17 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
 
 
 cdef inline void reduce_run(const real *x, const real *dy, const real *y, Py_ssize_t inner, Py_ssize_t ahead,
-                            const real *center, const real *scale, const real *offset,
+                            const real *center, const real *scale, const real *offset, real negative_slope,
                             double *x_sums, real *dy_sums, real *dots, int kind) noexcept nogil:
     """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
         cybn_sum_float(kind, LANES, 0, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
-                       center, scale, offset, x_sums, dy_sums, dots)
+                       center, scale, offset, negative_slope, x_sums, dy_sums, dots)
     else:
         cybn_sum_double(kind, LANES, 0, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
-                        center, scale, offset, x_sums, dy_sums, dots)
+                        center, scale, offset, negative_slope, x_sums, dy_sums, dots)
 
 
 cdef struct Extras:
@@ -307,9 +340,44 @@ cdef struct Extras:
     const void *weights     # forward: y is 0 where they are 0; backward: of the elements in the statistics
     Py_ssize_t weights_pitch
     bint masked             # and nothing else: dx is 0 where weights are
-    const void *gate        # backward: the forward pass's offsets, for the ReLU that dy passes
+    const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
     int activation
     double negative_slope
+
+
+# One row. What follows `out` is constant where they are called, or NULL, so that gcc makes a loop of its own for each.
+
+cdef inline void normalize_row(const real *x, Py_ssize_t cols, const real *center, const real *scale,
+                               const real *offset, real *out, const real *residual, int activation,
+                               real negative_slope, bint uniform) noexcept nogil:
+    cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], v
+    cdef Py_ssize_t j
+    for j in range(cols):
+        v = (x[j] - (c0 if uniform else center[j])) * (s0 if uniform else scale[j]) + (o0 if uniform else offset[j])
+        if residual != NULL:
+            v = v + residual[j]
+        out[j] = activated(v, activation, negative_slope)
+
+
+cdef inline void input_row(const real *x, const real *dy, Py_ssize_t cols, const real *center, const real *scale,
+                           const real *offset, const real *slope, real *out, const real *weights, bint masked,
+                           const real *gate, int activation, real negative_slope, bint uniform) noexcept nogil:
+    cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], t0 = slope[0], g0 = gate[0] if gate != NULL else 0
+    cdef real d, v, z
+    cdef Py_ssize_t j
+    for j in range(cols):
+        d = x[j] - (c0 if uniform else center[j])
+        v = dy[j]
+        if gate != NULL:
+            z = d * (s0 if uniform else scale[j]) + (g0 if uniform else gate[j])
+            v = passed(v, z, activation, negative_slope)
+        if weights != NULL and not masked:
+            v = v - (o0 if uniform else offset[j]) * weights[j]
+            v = v - d * (t0 if uniform else slope[j]) * weights[j]
+        else:
+            v = (v - (o0 if uniform else offset[j])) - d * (t0 if uniform else slope[j])
+        v = v * (s0 if uniform else scale[j])
+        out[j] = keep(weights[j] != 0, v) if masked else v
 
 
 cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -321,64 +389,49 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
     `uniform`: each row is one channel, and the tables have an element per row. `plain`: no extras.
     """
     cdef Py_ssize_t r, j
-    cdef real d, v, z, c0, s0, o0, t0, g0
     cdef const real *residual = NULL if plain else <const real *> extras.residual
     cdef const real *weights = NULL if plain else <const real *> extras.weights
     cdef const real *gate = NULL if plain else <const real *> extras.gate
     cdef int activation = 0 if plain else extras.activation
     cdef real negative = 0 if plain else <real> extras.negative_slope
     for r in range(rows):
-        c0 = center[r] if uniform else 0
-        s0 = scale[r] if uniform else 0
-        o0 = offset[r] if uniform else 0
-        t0 = slope[r] if uniform and backward else 0
-        g0 = gate[r] if uniform and gate != NULL else 0
         if backward and gate != NULL:
-            for j in range(cols):
-                d = x[j] - (c0 if uniform else center[j])
-                z = d * (s0 if uniform else scale[j]) + (g0 if uniform else gate[j])
-                v = 0 if z <= 0 else dy[j]
-                out[j] = ((v - (o0 if uniform else offset[j])) - d * (t0 if uniform else slope[j])) \
-                    * (s0 if uniform else scale[j])
-        elif backward and weights != NULL and not extras.masked:
-            for j in range(cols):
-                d = x[j] - (c0 if uniform else center[j])
-                v = dy[j] - (o0 if uniform else offset[j]) * weights[j]
-                v = v - d * (t0 if uniform else slope[j]) * weights[j]
-                out[j] = v * (s0 if uniform else scale[j])
+            if activation == RELU:
+                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, gate, RELU, negative, uniform)
+            else:
+                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, gate, LEAKY_RELU, negative,
+                          uniform)
+            gate += uniform
+        elif backward and weights == NULL:
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, 0, 0, uniform)
+        elif backward and extras.masked:
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, True, NULL, 0, 0, uniform)
         elif backward:
-            for j in range(cols):
-                d = x[j] - (c0 if uniform else center[j])
-                out[j] = ((dy[j] - (o0 if uniform else offset[j])) - d * (t0 if uniform else slope[j])) \
-                    * (s0 if uniform else scale[j])
-        elif residual != NULL and activation == RELU:
-            for j in range(cols):
-                v = (x[j] - (c0 if uniform else center[j])) * (s0 if uniform else scale[j]) \
-                    + (o0 if uniform else offset[j]) + residual[j]
-                out[j] = 0 if v < 0 else v      # (NaN and -0.0 pass)
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, NULL, 0, 0, uniform)
+        elif residual == NULL:
+            if activation == 0:
+                normalize_row(x, cols, center, scale, offset, out, NULL, 0, 0, uniform)
+            elif activation == RELU:
+                normalize_row(x, cols, center, scale, offset, out, NULL, RELU, 0, uniform)
+            else:
+                normalize_row(x, cols, center, scale, offset, out, NULL, LEAKY_RELU, negative, uniform)
+        elif activation == 0:
+            normalize_row(x, cols, center, scale, offset, out, residual, 0, 0, uniform)
         elif activation == RELU:
-            for j in range(cols):
-                v = (x[j] - (c0 if uniform else center[j])) * (s0 if uniform else scale[j]) \
-                    + (o0 if uniform else offset[j])
-                out[j] = 0 if v < 0 else v
+            normalize_row(x, cols, center, scale, offset, out, residual, RELU, 0, uniform)
         else:
+            normalize_row(x, cols, center, scale, offset, out, residual, LEAKY_RELU, negative, uniform)
+        if not backward and weights != NULL:
             for j in range(cols):
-                d = x[j] - (c0 if uniform else center[j])
-                out[j] = d * (s0 if uniform else scale[j]) + (o0 if uniform else offset[j])
-            # The rarer ones while the row is in L1.
-            if residual != NULL:
-                for j in range(cols):
-                    out[j] += residual[j]
-            if activation == LEAKY_RELU:
-                for j in range(cols):
-                    v = out[j] * negative
-                    out[j] = out[j] if out[j] > 0 else v
-        if weights != NULL and (extras.masked or not backward):
-            for j in range(cols):
-                out[j] = out[j] if weights[j] != 0 else 0
+                out[j] = keep(weights[j] != 0, out[j])
         x += x_pitch
         dy += dy_pitch
         out += out_pitch
+        if uniform:
+            center += 1
+            scale += 1
+            offset += 1
+            slope += 1
         if residual != NULL:
             residual += extras.residual_pitch
         if weights != NULL:
@@ -537,14 +590,6 @@ cdef inline real to_offset(double offset, double center, real rounded, double sl
     return <real> (offset - (low if low == low else 0))
 
 
-cdef inline real passed(real g, real z, int activation, real negative_slope) noexcept nogil:
-    """The gradient before the activation of z: PyTorch's rules at 0 and NaN."""
-    cdef real damped = g * negative_slope   # (in a branch it would keep gcc from making a vector of it)
-    if activation == RELU:
-        return 0 if z <= 0 else g
-    return g if z > 0 else damped
-
-
 cdef inline void read_gate(const Job *job, Py_ssize_t c, real *factor, real *center, real *scale,
                            real *offset) noexcept nogil:
     """A channel's coefficients as `map_tile` rounds them in the forward pass."""
@@ -598,7 +643,7 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
         if job.masked:
             mean = table[4 * COLUMNS + r]
             for j in range(cols):
-                to[j] = to[j] if weights[j] != 0 else 0
+                to[j] = keep(weights[j] != 0, to[j])
             for j in range(cols):
                 x_to[j] = x[j] if weights[j] != 0 else (mean if uniform else table[4 * COLUMNS + j])
             weights += weights_pitch
@@ -613,9 +658,9 @@ cdef inline bint gates(const Job *job) noexcept nogil:
     return job.dy.data != NULL and (job.activation != 0 or job.masked)
 
 
-cdef inline bint relu_only(const Job *job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
-    """Whether the gate is a ReLU of d * scale + offset, or of a given result, and nothing else."""
-    return (job.activation == RELU and not job.masked
+cdef inline bint only_activated(const Job *job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
+    """Whether the gate is the activation of d * scale + offset, or of a given result, and nothing else."""
+    return (job.activation != 0 and not job.masked
             and (job.output.data != NULL or not cybn_outside(job.gate_factor + c0, n, 1, 1)))
 
 
@@ -772,18 +817,23 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef const real *weights = NULL
     cdef const real *y = NULL
     cdef Py_ssize_t weights_pitch = 0, y_pitch = 0
-    # The usual gates, a ReLU or a mask, are passed on the way.
-    cdef bint relu = gated and relu_only(job, c0, tile), by_output = relu and job.output.data != NULL
+    # The usual gates, an activation or a mask, are passed on the way.
+    cdef bint active = gated and only_activated(job, c0, tile), by_output = active and job.output.data != NULL
+    cdef real negative_slope = <real> job.negative_slope
     cdef bint masked = gated and job.activation == 0
     cdef int kind_of_sum = PLAIN
     cdef const real *scale = gate + 2 * COLUMNS
     cdef const real *offset = gate + 3 * COLUMNS
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
     if backward:
-        kind_of_sum = BY_Y if by_output else BY_X if relu else BY_MASK if masked else BACKWARD
+        kind_of_sum = BY_MASK if masked else BACKWARD
+        if active and job.activation == RELU:
+            kind_of_sum = BY_RELU_Y if by_output else BY_RELU_X
+        elif active:
+            kind_of_sum = BY_LEAKY_Y if by_output else BY_LEAKY_X
     elif weighted:
-        kind_of_sum = WEIGHTED
-    if (job.x.direct and (not backward or job.dy.direct) and (relu or masked or not gated)
+        kind_of_sum = COUNTED if job.masked else WEIGHTED
+    if (job.x.direct and (not backward or job.dy.direct) and (active or masked or not gated)
             and not ((weighted or masked) and job.rows) and (not by_output or job.output.direct)):
         least = GRADS_ROWS if backward else STATS_ROWS
         budget = PANEL // 2 if backward and job.rows else PANEL if job.rows else job.inner * tile
@@ -792,8 +842,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             shift[j] = <real> job.mean[c0 + j]
         spread(&columns, shift, center)
         if gated and not masked and not by_output:
-            # Per column, for the sums that pass a ReLU on the way also where columns are lanes.
-            open_gate[real](job, c0, &columns, relu or job.rows, gate)
+            # Per column, for the sums that pass it on the way also where columns are lanes.
+            open_gate[real](job, c0, &columns, active or job.rows, gate)
     for j in range(tile):
         partial[j] = 0
         partial[job.pitch + j] = 0
@@ -831,7 +881,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 elif masked:
                     y = weights
                     y_pitch = weights_pitch
-                elif gated and not relu:
+                elif gated and not active:
                     gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, weights, weights_pitch,
                                      gate + (0 if job.rows else panel.channel), not job.rows, x_stage, dy_stage)
                     dy = dy_stage
@@ -844,7 +894,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             ahead = (walk.flat if more else (following.o0 * job.channels + c0) * job.inner + following.i0) - panel.flat
             if job.rows:
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, center, scale, offset,
-                            sums, dy_sums, dots, kind_of_sum)
+                            negative_slope, sums, dy_sums, dots, kind_of_sum)
             else:
                 for r in range(panel.rows):
                     # Fetched ahead: the run after the next one.
@@ -853,7 +903,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         distance = ahead + (min(max(r + 2 - panel.rows, 0), panel.rows - 1) - r) * panel.pitch
                     j = (panel.channel + r) * LANES
                     reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols, distance, center + j,
-                               scale + j, offset + j, sums + j, dy_sums + j, dots + j, kind_of_sum)
+                               scale + j, offset + j, negative_slope, sums + j, dy_sums + j, dots + j, kind_of_sum)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
                 for j in range(columns.count):
@@ -913,18 +963,18 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         spread_tables(&columns, table, 5 if scaled else 4 if backward else 3)
     memset(&extras, 0, sizeof(extras))
     if features is short:
+        if backward or not gated:
+            extras.activation = job.activation
+            extras.negative_slope = job.negative_slope
         if gated:
             open_gate[real](job, c0, &columns, rows, gate)
             if (backward and not weighted and job.output.data == NULL and job.gated.data == NULL
-                    and relu_only(job, c0, n)):
+                    and only_activated(job, c0, n)):
                 extras.gate = gate + 3 * COLUMNS
                 gated = False   # passed on the way
             elif backward and job.activation == 0 and job.gated.data == NULL:
                 extras.masked = True
                 gated = False
-        elif not backward:
-            extras.activation = job.activation
-            extras.negative_slope = job.negative_slope
     for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
         first_panel(&block, c0, rows, 1, PANEL, &panel)

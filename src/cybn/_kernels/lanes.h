@@ -18,7 +18,7 @@
 #define CYBN_TAKES(real)                                                                                              \
     const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, const real *y, ptrdiff_t y_pitch,             \
         ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line, const real *shift, const real *scale,        \
-        const real *offset
+        const real *offset, real slope
 
 #if defined(__GNUC__)
 
@@ -64,8 +64,8 @@
 static const int cybn_last_float[32] = {CYBN_OFF, CYBN_ON};
 static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
-/* sums += w * x (double) and squares += w * (x - shift)^2 (float), with w in the place of dy. `weighted` is a constant,
-   0: w is 1 and not read. What has weight 0 does not count, even if it is no number. */
+/* sums += w * x (double) and squares += w * (x - shift)^2 (float), with w in the place of dy. `weighted` is a constant.
+   0: w is 1 and not read; 2: it is 0 or 1. What has weight 0 does not count, even if it is no number. */
 #define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
     CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \
         typedef CYBN_VECTOR(float, bytes) vector;                                                                     \
@@ -91,16 +91,15 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                     const mask counts = (mask)(u != 0);                                                               \
                     row[i] = (vector)(*(const mask *)(x + i * F) & counts);                                           \
                     d = (vector)((mask)d & counts);                                                                   \
-                    q[i] += d * u * d;                                                                                \
+                    q[i] += weighted == 1 ? d * u * d : d * d;                                                        \
                 } else                                                                                                \
                     q[i] += d * d;                                                                                    \
                 CYBN_NOW(q[i]);                                                                                       \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
-                if (weighted)                                                                                         \
-                    a[i] += (wide)CYBN_WIDEN_##bytes((const float *)row + i * D) * (wide)CYBN_WIDEN_##bytes(dy + i * D);\
-                else                                                                                                  \
-                    a[i] += (wide)CYBN_WIDEN_##bytes(x + i * D);                                                      \
+                wide v = (wide)CYBN_WIDEN_##bytes((weighted ? (const float *)row : x) + i * D);                       \
+                if (weighted == 1) v *= (wide)CYBN_WIDEN_##bytes(dy + i * D);                                         \
+                a[i] += v;                                                                                            \
                 CYBN_NOW(a[i]);                                                                                       \
             }                                                                                                         \
             x += pitch;                                                                                               \
@@ -120,11 +119,11 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 row[i] = *(const vector *)(x + i * F);                                                                \
                 d = (vector)((mask)(row[i] - k[i]) & counts);                                                         \
                 row[i] = (vector)((mask)row[i] & counts);                                                             \
-                q[i] += weighted ? d * u * d : d * d;                                                                 \
+                q[i] += weighted == 1 ? d * u * d : d * d;                                                            \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
                 wide v = (wide)CYBN_WIDEN_##bytes((const float *)row + i * D);                                        \
-                if (weighted) v *= (wide)CYBN_WIDEN_##bytes(dy + i * D);                                              \
+                if (weighted == 1) v *= (wide)CYBN_WIDEN_##bytes(dy + i * D);                                         \
                 a[i] += v;                                                                                            \
             }                                                                                                         \
         }                                                                                                             \
@@ -133,8 +132,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     }
 
 /* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
-   or w * (x - shift) where dy is w, dy behind a ReLU of (x - shift) * scale + offset, or
-   behind one that gave y, or both where y is not 0. */
+   or w * (x - shift) where dy is w (or 0 or 1), or dy behind the activation of (x - shift) * scale + offset, or behind
+   the one that gave y, or both where y is not 0. */
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T)                                                                  \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
@@ -187,9 +186,16 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_WEIGHED(w)                                                                                               \
     CYBN_GRADIENT(w) * (d = (vector)((mask)d & (mask)(CYBN_GRADIENT(w) != 0)))
 
-#define CYBN_PASSED(g, z) (vector)((mask)CYBN_GRADIENT(g) & ~(mask)((z) <= 0))
-#define CYBN_RELU_X(g) CYBN_PASSED(g, d * *(const vector *)(scale + i * F) + *(const vector *)(offset + i * F))
-#define CYBN_RELU_Y(g) CYBN_PASSED(g, CYBN_GRADIENT(y))
+#define CYBN_COUNTED(w) (d = (vector)((mask)d & (mask)(CYBN_GRADIENT(w) != 0)))
+
+#define CYBN_Z d * *(const vector *)(scale + i * F) + *(const vector *)(offset + i * F)
+#define CYBN_RELU(g, z) (vector)((mask)CYBN_GRADIENT(g) & ~(mask)((z) <= 0))
+#define CYBN_LEAKY(g, z)                                                                                              \
+    (vector)(((mask)CYBN_GRADIENT(g) & (mask)((z) > 0)) | ((mask)(CYBN_GRADIENT(g) * slope) & ~(mask)((z) > 0)))
+#define CYBN_RELU_X(g) CYBN_RELU(g, CYBN_Z)
+#define CYBN_RELU_Y(g) CYBN_RELU(g, CYBN_GRADIENT(y))
+#define CYBN_LEAKY_X(g) CYBN_LEAKY(g, CYBN_Z)
+#define CYBN_LEAKY_Y(g) CYBN_LEAKY(g, CYBN_GRADIENT(y))
 #define CYBN_KEPT(v) (vector)((mask)(v) & (mask)(CYBN_GRADIENT(y) != 0))
 #define CYBN_MASKED(g) (d = CYBN_KEPT(d), CYBN_KEPT(CYBN_GRADIENT(g)))
 
@@ -205,8 +211,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
                 float d = x[at] - shift[i];                                                                           \
                 if (weighted && dy[at] == 0) continue;                                                                \
-                squares[i] += weighted ? d * dy[at] * d : d * d;                                                      \
-                sums[i] += weighted ? (double)x[at] * dy[at] : x[at];                                                 \
+                squares[i] += weighted == 1 ? d * dy[at] * d : d * d;                                                 \
+                sums[i] += weighted == 1 ? (double)x[at] * dy[at] : x[at];                                            \
             }                                                                                                         \
     }
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T)                                                                  \
@@ -225,8 +231,11 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_GRADIENT(g) (g)[at]
 #define CYBN_WEIGHED(w) CYBN_GRADIENT(w) * (d = CYBN_GRADIENT(w) != 0 ? d : 0)
 
+#define CYBN_COUNTED(w) (d = CYBN_GRADIENT(w) != 0 ? d : 0)
 #define CYBN_RELU_X(g) (d * scale[i] + offset[i] <= 0 ? 0 : CYBN_GRADIENT(g))
 #define CYBN_RELU_Y(g) (CYBN_GRADIENT(y) <= 0 ? 0 : CYBN_GRADIENT(g))
+#define CYBN_LEAKY_X(g) (d * scale[i] + offset[i] > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
+#define CYBN_LEAKY_Y(g) (CYBN_GRADIENT(y) > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
 #define CYBN_MASKED(g) (d = CYBN_GRADIENT(y) != 0 ? d : 0, CYBN_GRADIENT(y) != 0 ? CYBN_GRADIENT(g) : 0)
 
 #endif
@@ -236,34 +245,41 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     CYBN_EXPAND(CYBN_PRODUCTS, name, real, bits, CYBN_WIDTH, 16, T)                                                   \
     CYBN_PRODUCTS(name##_quad, real, bits, 16, 4, T)
 
-CYBN_EXPAND(CYBN_STATS_FLOAT, cybn_plain_float, CYBN_WIDTH, 16, 0)
-CYBN_STATS_FLOAT(cybn_plain_float_quad, 16, 4, 0)
-CYBN_EXPAND(CYBN_STATS_FLOAT, cybn_weighted_float, CYBN_WIDTH, 16, 1)
-CYBN_STATS_FLOAT(cybn_weighted_float_quad, 16, 4, 1)
-CYBN_KIND(cybn_backward_float, float, int, CYBN_GRADIENT)
-CYBN_KIND(cybn_relu_x_float, float, int, CYBN_RELU_X)
-CYBN_KIND(cybn_relu_y_float, float, int, CYBN_RELU_Y)
-CYBN_KIND(cybn_masked_float, float, int, CYBN_MASKED)
+#define CYBN_STATS(name, weighted)                                                                                    \
+    CYBN_EXPAND(CYBN_STATS_FLOAT, name, CYBN_WIDTH, 16, weighted)                                                     \
+    CYBN_STATS_FLOAT(name##_quad, 16, 4, weighted)
+#define CYBN_GRADIENTS(real, bits)                                                                                    \
+    CYBN_KIND(cybn_backward_##real, real, bits, CYBN_GRADIENT)                                                        \
+    CYBN_KIND(cybn_relu_x_##real, real, bits, CYBN_RELU_X)                                                            \
+    CYBN_KIND(cybn_relu_y_##real, real, bits, CYBN_RELU_Y)                                                            \
+    CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X)                                                          \
+    CYBN_KIND(cybn_leaky_y_##real, real, bits, CYBN_LEAKY_Y)                                                          \
+    CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED)
 
+CYBN_STATS(cybn_plain_float, 0)
+CYBN_STATS(cybn_weighted_float, 1)
+CYBN_STATS(cybn_counted_float, 2)
 CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION)
 CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED)
-CYBN_KIND(cybn_backward_double, double, long long, CYBN_GRADIENT)
-CYBN_KIND(cybn_relu_x_double, double, long long, CYBN_RELU_X)
-CYBN_KIND(cybn_relu_y_double, double, long long, CYBN_RELU_Y)
-CYBN_KIND(cybn_masked_double, double, long long, CYBN_MASKED)
+CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED)
+CYBN_GRADIENTS(float, int)
+CYBN_GRADIENTS(double, long long)
 
-/* What is summed beside x: nothing, weights in dy's place, dy, dy behind a ReLU (of x, or with result y), dy with
-   weights in y's place. */
-enum { CYBN_PLAIN, CYBN_WEIGHTED, CYBN_BACKWARD, CYBN_BY_X, CYBN_BY_Y, CYBN_BY_MASK };
+/* What is summed beside x: nothing, weights in dy's place, weights of 0 and 1 there, dy, dy behind a ReLU or a leaky one
+   (of x, or with result y), dy with weights of 0 and 1 in y's place. */
+enum {
+    CYBN_PLAIN, CYBN_WEIGHTED, CYBN_COUNTED_ONLY, CYBN_BACKWARD,
+    CYBN_BY_RELU_X, CYBN_BY_RELU_Y, CYBN_BY_LEAKY_X, CYBN_BY_LEAKY_Y, CYBN_BY_MASK
+};
 
 /* Columns in groups of 16 and of four. (`rest` is for one group: a run.) */
 #define CYBN_COLUMNS(name, to)                                                                                        \
     for (; j + 16 <= cols; j += 16, ahead += step - 16)                                                               \
         name(x + j, pitch, dy + j, dy_pitch, y + j, y_pitch, rows, rest, ahead, line, shift + j, scale + j, offset + j,\
-             to + j, products + j);                                                                                   \
+             slope, to + j, products + j);                                                                                   \
     for (; j + 4 <= cols; j += 4)                                                                                     \
         name##_quad(x + j, pitch, dy + j, dy_pitch, y + j, y_pitch, rows, 0, 0, 0, shift + j, scale + j, offset + j,  \
-                    to + j, products + j);                                                                            \
+                    slope, to + j, products + j);                                                                            \
     break;
 #define CYBN_SUM(real)                                                                                                \
     CYBN_INLINE void cybn_sum_##real(int kind, ptrdiff_t cols, ptrdiff_t step, CYBN_TAKES(real), double *x_sums,      \
@@ -272,9 +288,12 @@ enum { CYBN_PLAIN, CYBN_WEIGHTED, CYBN_BACKWARD, CYBN_BY_X, CYBN_BY_Y, CYBN_BY_M
         switch (kind) {                                                                                               \
         case CYBN_PLAIN: CYBN_COLUMNS(cybn_plain_##real, x_sums)                                                      \
         case CYBN_WEIGHTED: CYBN_COLUMNS(cybn_weighted_##real, x_sums)                                                \
+        case CYBN_COUNTED_ONLY: CYBN_COLUMNS(cybn_counted_##real, x_sums)                                             \
         case CYBN_BACKWARD: CYBN_COLUMNS(cybn_backward_##real, dy_sums)                                               \
-        case CYBN_BY_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums)                                                     \
-        case CYBN_BY_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums)                                                     \
+        case CYBN_BY_RELU_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums)                                                \
+        case CYBN_BY_RELU_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums)                                                \
+        case CYBN_BY_LEAKY_X: CYBN_COLUMNS(cybn_leaky_x_##real, dy_sums)                                              \
+        case CYBN_BY_LEAKY_Y: CYBN_COLUMNS(cybn_leaky_y_##real, dy_sums)                                              \
         case CYBN_BY_MASK: CYBN_COLUMNS(cybn_masked_##real, dy_sums)                                                  \
         }                                                                                                             \
     }
