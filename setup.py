@@ -33,6 +33,13 @@ FLAGS = {
     "msvc": ["/O2", "/fp:precise"],
 }
 
+# The kernels' leaves are written once and take constants that choose among their forms (`uniform`, `backward`): each
+# form is a loop in vectors only where the constant arrives, and gcc gives up inlining in functions of that size.
+INLINE = {
+    "unix": '-DCYTHON_INLINE=inline __attribute__((always_inline))',
+    "msvc": "/DCYTHON_INLINE=__forceinline",
+}
+
 # Builds of the one kernel body beside the baseline; which of them a processor can run is found out at import.
 KERNEL_FLAGS = {}
 if platform.machine().lower() in ("x86_64", "amd64") and os.name == "posix":
@@ -65,13 +72,15 @@ class BuildExt(build_ext):
     """build_ext that knows the compiler, and so its flags."""
 
     def build_extensions(self):
-        flags = FLAGS["msvc" if self.compiler.compiler_type == "msvc" else "unix"]
+        compiler = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
         compile_flags, link_flags = self.find_openmp()
         for extension in self.extensions:
-            extension.extra_compile_args = flags + compile_flags + KERNEL_FLAGS.get(extension.name, [])
+            extension.extra_compile_args = FLAGS[compiler] + compile_flags + KERNEL_FLAGS.get(extension.name, [])
+            if extension.name.startswith("cybn._kernels."):
+                extension.extra_compile_args.append(INLINE[compiler])
             extension.extra_link_args = link_flags
         # setuptools rebuilds what is older than its sources; other flags must rebuild too.
-        stamp, now = Path(self.build_temp, "flags"), repr((flags, compile_flags, link_flags))
+        stamp, now = Path(self.build_temp, "flags"), repr([(e.extra_compile_args, e.extra_link_args) for e in self.extensions])
         self.force = self.force or not stamp.exists() or stamp.read_text() != now
         super().build_extensions()
         stamp.parent.mkdir(parents=True, exist_ok=True)
