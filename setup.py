@@ -36,7 +36,7 @@ FLAGS = {
 # The kernels' leaves are written once and take constants that choose among their forms (`uniform`, `backward`): each
 # form is a loop in vectors only where the constant arrives, and gcc gives up inlining in functions of that size.
 INLINE = {
-    "unix": '-DCYTHON_INLINE=inline __attribute__((always_inline))',
+    "unix": "-DCYTHON_INLINE=inline __attribute__((always_inline))",
     "msvc": "/DCYTHON_INLINE=__forceinline",
 }
 
@@ -80,7 +80,8 @@ class BuildExt(build_ext):
                 extension.extra_compile_args.append(INLINE[compiler])
             extension.extra_link_args = link_flags
         # setuptools rebuilds what is older than its sources; other flags must rebuild too.
-        stamp, now = Path(self.build_temp, "flags"), repr([(e.extra_compile_args, e.extra_link_args) for e in self.extensions])
+        stamp = Path(self.build_temp, "flags")
+        now = repr([(e.extra_compile_args, e.extra_link_args) for e in self.extensions])
         self.force = self.force or not stamp.exists() or stamp.read_text() != now
         super().build_extensions()
         stamp.parent.mkdir(parents=True, exist_ok=True)

@@ -187,12 +187,19 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
     if sample_weight is not None and cnp.PyArray_SIZE(a) > 0 and not (a.min() >= 0 and a.max() < np.inf):
         wrong = (<object> a)[~((a >= 0) & (a < np.inf))][0]
         raise ValueError(f"sample_weight must be finite and not negative, got {wrong}")
-    cdef tuple rest = tuple([PyArray_DIMS(x)[d] for d in range(ndim) if d != axis])
-    # Memory order: the axes that the layout leaves out have one element.
-    order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]
-    order = [d for d in range(ndim) if d != axis and d not in order] + order
-    spread = np.broadcast_to((<object> a).reshape(spread_shape(a, name, rest)), rest)
-    return np.ascontiguousarray(spread.transpose([d - (d > axis) for d in order]), x.dtype)
+    cdef tuple rest = (<object> x).shape[:axis] + (<object> x).shape[axis + 1:]
+    cdef bint sorted_axes = True
+    for d in range(1, layout.ndim):
+        sorted_axes &= layout.axes[d - 1] < layout.axes[d]
+    # (What is usual first: the rest of this takes longer than the normalization of a small array.)
+    if (<object> a).shape != rest:
+        a = np.broadcast_to((<object> a).reshape(spread_shape(a, name, rest)), rest)
+    if not sorted_axes:
+        # Memory order: the axes that the layout leaves out have one element.
+        order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]
+        order = [d for d in range(ndim) if d != axis and d not in order] + order
+        a = (<object> a).transpose([d - (d > axis) for d in order])
+    return np.ascontiguousarray(a, x.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------- results

@@ -488,7 +488,7 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     if training:
         execute(call, kernels.backward_reduce[call.type], finish_backward, kernels.backward_input[call.type])
     else:
-        call.job.source = &call.job.dy
+        call.job.source = &call.job.dy if call.job.gated.data == NULL else &call.job.gated
         execute(call, kernels.backward_reduce[call.type], finish_frozen, kernels.normalize[call.type])
     for c in range(call.channels):
         v.sum_dy_xmu[c] *= v.invstd[c]
@@ -571,5 +571,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     if return_grad_residual:
         gated = new_gated(call, data, dy)
     describe(&call.job.out, &call.layout, dx)
-    execute(call, NULL, finish_backward_input, kernels.backward_input[call.type])
+    # The sums are known; where gradients must pass a gate and are wanted, they do so on the way to them.
+    execute(call, kernels.backward_reduce[call.type] if call.job.gated.data != NULL else NULL, finish_backward_input,
+            kernels.backward_input[call.type])
     return dx if gated is None else (dx, gated)

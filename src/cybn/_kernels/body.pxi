@@ -60,17 +60,19 @@ cdef extern from "lanes.h" nogil:
         BY_RELU_Y "CYBN_BY_RELU_Y"
         BY_LEAKY_X "CYBN_BY_LEAKY_X"
         BY_LEAKY_Y "CYBN_BY_LEAKY_Y"
+        KEEP_RELU "CYBN_KEEP_RELU"
+        KEEP_LEAKY "CYBN_KEEP_LEAKY"
         BY_MASK "CYBN_BY_MASK"
     void cybn_sum_float(int kind, Py_ssize_t cols, Py_ssize_t step, const float *x, Py_ssize_t x_pitch,
                         const float *dy, Py_ssize_t dy_pitch, const float *y, Py_ssize_t y_pitch, Py_ssize_t rows,
                         Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const float *center,
-                        const float *scale, const float *offset, float slope, double *x_sums,
-                        float *dy_sums, float *products) noexcept
+                        const float *scale, const float *offset, float slope, float *gated, Py_ssize_t gated_pitch,
+                        double *x_sums, float *dy_sums, float *products) noexcept
     void cybn_sum_double(int kind, Py_ssize_t cols, Py_ssize_t step, const double *x, Py_ssize_t x_pitch,
                          const double *dy, Py_ssize_t dy_pitch, const double *y, Py_ssize_t y_pitch, Py_ssize_t rows,
                          Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const double *center,
-                         const double *scale, const double *offset, double slope, double *x_sums,
-                         double *dy_sums, double *products) noexcept
+                         const double *scale, const double *offset, double slope, double *gated,
+                         Py_ssize_t gated_pitch, double *x_sums, double *dy_sums, double *products) noexcept
 
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
@@ -283,8 +285,9 @@ cdef inline real passed(real g, real z, int activation, real negative_slope) noe
 
 cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                              const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, const real *center,
-                             const real *scale, const real *offset, real negative_slope, double *x_sums,
-                             real *dy_sums, real *dots, int kind) noexcept nogil:
+                             const real *scale, const real *offset, real negative_slope, real *gated,
+                             Py_ssize_t gated_pitch, double *x_sums, real *dy_sums, real *dots,
+                             int kind) noexcept nogil:
     """Rows of `cols` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows.
     cdef bint linear = x_pitch == cols
@@ -295,10 +298,10 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef real d, w, g
     if real is float:
         cybn_sum_float(kind, cols, step, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
-                       center, scale, offset, negative_slope, x_sums, dy_sums, dots)
+                       center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
     else:
         cybn_sum_double(kind, cols, step, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
-                        center, scale, offset, negative_slope, x_sums, dy_sums, dots)
+                        center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
@@ -311,26 +314,30 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
             g = dy[r * dy_pitch + j]
             if kind == BY_RELU_X or kind == BY_LEAKY_X:
                 g = passed[real](g, d * scale[j] + offset[j], RELU if kind == BY_RELU_X else LEAKY_RELU, negative_slope)
-            elif kind == BY_RELU_Y or kind == BY_LEAKY_Y:
-                g = passed[real](g, y[r * y_pitch + j], RELU if kind == BY_RELU_Y else LEAKY_RELU, negative_slope)
+            elif kind == BY_RELU_Y or kind == KEEP_RELU:
+                g = passed[real](g, y[r * y_pitch + j], RELU, 0)
+            elif kind == BY_LEAKY_Y or kind == KEEP_LEAKY:
+                g = passed[real](g, y[r * y_pitch + j], LEAKY_RELU, negative_slope)
             elif kind == BY_MASK and y[r * y_pitch + j] == 0:
                 continue
+            if kind == KEEP_RELU or kind == KEEP_LEAKY:
+                gated[r * gated_pitch + j] = g
             dy_sums[j] += g
             dots[j] += g * d
 
 
 cdef inline void reduce_run(const real *x, const real *dy, const real *y, Py_ssize_t inner, Py_ssize_t ahead,
                             const real *center, const real *scale, const real *offset, real negative_slope,
-                            double *x_sums, real *dy_sums, real *dots, int kind) noexcept nogil:
+                            real *gated, double *x_sums, real *dy_sums, real *dots, int kind) noexcept nogil:
     """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
         cybn_sum_float(kind, LANES, 0, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
-                       center, scale, offset, negative_slope, x_sums, dy_sums, dots)
+                       center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
     else:
         cybn_sum_double(kind, LANES, 0, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
-                        center, scale, offset, negative_slope, x_sums, dy_sums, dots)
+                        center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
 
 
 cdef struct Extras:
@@ -341,6 +348,8 @@ cdef struct Extras:
     Py_ssize_t weights_pitch
     bint masked             # and nothing else: dx is 0 where weights are
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
+    const void *output      # or its result
+    Py_ssize_t output_pitch
     int activation
     double negative_slope
 
@@ -361,16 +370,18 @@ cdef inline void normalize_row(const real *x, Py_ssize_t cols, const real *cente
 
 cdef inline void input_row(const real *x, const real *dy, Py_ssize_t cols, const real *center, const real *scale,
                            const real *offset, const real *slope, real *out, const real *weights, bint masked,
-                           const real *gate, int activation, real negative_slope, bint uniform) noexcept nogil:
+                           const real *gate, const real *y, int activation, real negative_slope,
+                           bint uniform) noexcept nogil:
     cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], t0 = slope[0], g0 = gate[0] if gate != NULL else 0
-    cdef real d, v, z
+    cdef real d, v
     cdef Py_ssize_t j
     for j in range(cols):
         d = x[j] - (c0 if uniform else center[j])
         v = dy[j]
         if gate != NULL:
-            z = d * (s0 if uniform else scale[j]) + (g0 if uniform else gate[j])
-            v = passed(v, z, activation, negative_slope)
+            v = passed(v, d * (s0 if uniform else scale[j]) + (g0 if uniform else gate[j]), activation, negative_slope)
+        if y != NULL:
+            v = passed(v, y[j], activation, negative_slope)
         if weights != NULL and not masked:
             v = v - (o0 if uniform else offset[j]) * weights[j]
             v = v - d * (t0 if uniform else slope[j]) * weights[j]
@@ -392,22 +403,30 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef const real *residual = NULL if plain else <const real *> extras.residual
     cdef const real *weights = NULL if plain else <const real *> extras.weights
     cdef const real *gate = NULL if plain else <const real *> extras.gate
+    cdef const real *y = NULL if plain else <const real *> extras.output
     cdef int activation = 0 if plain else extras.activation
     cdef real negative = 0 if plain else <real> extras.negative_slope
     for r in range(rows):
         if backward and gate != NULL:
             if activation == RELU:
-                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, gate, RELU, negative, uniform)
+                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, gate, NULL, RELU, 0, uniform)
             else:
-                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, gate, LEAKY_RELU, negative,
+                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, gate, NULL, LEAKY_RELU, negative,
                           uniform)
             gate += uniform
+        elif backward and y != NULL:
+            if activation == RELU:
+                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, y, RELU, 0, uniform)
+            else:
+                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, y, LEAKY_RELU, negative,
+                          uniform)
+            y += extras.output_pitch
         elif backward and weights == NULL:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, 0, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, NULL, 0, 0, uniform)
         elif backward and extras.masked:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, True, NULL, 0, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, True, NULL, NULL, 0, 0, uniform)
         elif backward:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, NULL, 0, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, NULL, NULL, 0, 0, uniform)
         elif residual == NULL:
             if activation == 0:
                 normalize_row(x, cols, center, scale, offset, out, NULL, 0, 0, uniform)
@@ -613,6 +632,20 @@ cdef double gated_element(const Job *job, Py_ssize_t c, Py_ssize_t flat, real *k
     return passed[real](g, z, job.activation, <real> job.negative_slope)
 
 
+cdef inline void gate_row(const real *x, const real *dy, const real *y, Py_ssize_t cols, const real *table, real *to,
+                          int activation, real negative_slope, bint uniform) noexcept nogil:
+    """dy behind the activation, of x or with result y (a constant NULL: of x)."""
+    cdef real f0 = table[0], c0 = table[COLUMNS], s0 = table[2 * COLUMNS], o0 = table[3 * COLUMNS], z
+    cdef Py_ssize_t j
+    for j in range(cols):
+        if y != NULL:
+            z = y[j]
+        else:
+            z = x[j] * (f0 if uniform else table[j]) - (c0 if uniform else table[COLUMNS + j])
+            z = z * (s0 if uniform else table[2 * COLUMNS + j]) + (o0 if uniform else table[3 * COLUMNS + j])
+        to[j] = passed(dy[j], z, activation, negative_slope)
+
+
 cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize_t x_pitch,
                      const real *dy, Py_ssize_t dy_pitch, const real *weights, Py_ssize_t weights_pitch,
                      const real *table, bint uniform, real *x_to, real *to) noexcept nogil:
@@ -620,42 +653,48 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
     cdef real y_stage[PANEL]
     cdef const real *y = NULL
     cdef Py_ssize_t r, j, y_pitch = 0, cols = panel.cols
-    cdef real negative = <real> job.negative_slope, f0, c0, s0, o0, z, mean
-    cdef int activation = job.activation
-    if activation and job.output.data != NULL:
+    cdef real negative = <real> job.negative_slope, mean
+    cdef bint by_output = job.activation != 0 and job.output.data != NULL
+    if by_output:
         y = fetch(&job.output, panel, y_stage, &y_pitch)
     for r in range(panel.rows):
-        if y != NULL:
-            for j in range(cols):
-                to[j] = passed(dy[j], y[j], activation, negative)
-            y += y_pitch
-        elif activation:
-            f0 = table[r]
-            c0 = table[COLUMNS + r]
-            s0 = table[2 * COLUMNS + r]
-            o0 = table[3 * COLUMNS + r]
-            for j in range(cols):
-                z = x[j] * (f0 if uniform else table[j]) - (c0 if uniform else table[COLUMNS + j])
-                z = z * (s0 if uniform else table[2 * COLUMNS + j]) + (o0 if uniform else table[3 * COLUMNS + j])
-                to[j] = passed(dy[j], z, activation, negative)
+        if job.activation == RELU and by_output:
+            gate_row(x, dy, y, cols, table, to, RELU, 0, True)
+        elif job.activation == RELU and uniform:
+            gate_row(x, dy, NULL, cols, table, to, RELU, 0, True)
+        elif job.activation == RELU:
+            gate_row(x, dy, NULL, cols, table, to, RELU, 0, False)
+        elif job.activation and by_output:
+            gate_row(x, dy, y, cols, table, to, LEAKY_RELU, negative, True)
+        elif job.activation and uniform:
+            gate_row(x, dy, NULL, cols, table, to, LEAKY_RELU, negative, True)
+        elif job.activation:
+            gate_row(x, dy, NULL, cols, table, to, LEAKY_RELU, negative, False)
         elif to != dy:
             memcpy(to, dy, cols * sizeof(real))
         if job.masked:
-            mean = table[4 * COLUMNS + r]
+            mean = table[4 * COLUMNS]
             for j in range(cols):
                 to[j] = keep(weights[j] != 0, to[j])
             for j in range(cols):
-                x_to[j] = x[j] if weights[j] != 0 else (mean if uniform else table[4 * COLUMNS + j])
+                x_to[j] = choose(weights[j] != 0, x[j], mean if uniform else table[4 * COLUMNS + j])
             weights += weights_pitch
             x_to += cols
         x += x_pitch
         dy += dy_pitch
+        y += y_pitch
         to += cols
+        table += uniform
 
 
 cdef inline bint gates(const Job *job) noexcept nogil:
     """Whether gradients must pass something."""
     return job.dy.data != NULL and (job.activation != 0 or job.masked)
+
+
+cdef inline const Operand *gradient(const Job *job) noexcept nogil:
+    """What the map takes as dy: what has passed all gates, where the sums have left it."""
+    return &job.dy if job.gated.data == NULL else &job.gated
 
 
 cdef inline bint only_activated(const Job *job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
@@ -818,9 +857,15 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef const real *y = NULL
     cdef Py_ssize_t weights_pitch = 0, y_pitch = 0
     # The usual gates, an activation or a mask, are passed on the way.
-    cdef bint active = gated and only_activated(job, c0, tile), by_output = active and job.output.data != NULL
+    cdef bint keeps = gated and job.gated.data != NULL
+    cdef bint active = gated and only_activated(job, c0, tile) and (job.output.data != NULL or not keeps)
+    cdef bint by_output = active and job.output.data != NULL
+    # What has passed goes through a stage where it cannot be written in place.
+    cdef bint staged = keeps and (job.stream or not job.gated.direct)
+    cdef real *kept = dy_stage
+    cdef Py_ssize_t kept_pitch = 0
     cdef real negative_slope = <real> job.negative_slope
-    cdef bint masked = gated and job.activation == 0
+    cdef bint masked = gated and job.activation == 0 and not keeps
     cdef int kind_of_sum = PLAIN
     cdef const real *scale = gate + 2 * COLUMNS
     cdef const real *offset = gate + 3 * COLUMNS
@@ -828,13 +873,14 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     if backward:
         kind_of_sum = BY_MASK if masked else BACKWARD
         if active and job.activation == RELU:
-            kind_of_sum = BY_RELU_Y if by_output else BY_RELU_X
+            kind_of_sum = BY_RELU_X if not by_output else KEEP_RELU if keeps else BY_RELU_Y
         elif active:
-            kind_of_sum = BY_LEAKY_Y if by_output else BY_LEAKY_X
+            kind_of_sum = BY_LEAKY_X if not by_output else KEEP_LEAKY if keeps else BY_LEAKY_Y
     elif weighted:
         kind_of_sum = COUNTED if job.masked else WEIGHTED
     if (job.x.direct and (not backward or job.dy.direct) and (active or masked or not gated)
-            and not ((weighted or masked) and job.rows) and (not by_output or job.output.direct)):
+            and not ((weighted or masked) and job.rows) and (not by_output or job.output.direct)
+            and not staged):
         least = GRADS_ROWS if backward else STATS_ROWS
         budget = PANEL // 2 if backward and job.rows else PANEL if job.rows else job.inner * tile
     if backward:
@@ -876,6 +922,10 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 if weighted:
                     dy = weights
                     dy_pitch = weights_pitch
+                kept_pitch = panel.cols
+                if keeps and not staged:
+                    kept = (<real *> job.gated.data) + panel.flat
+                    kept_pitch = panel.pitch
                 if by_output:
                     y = fetch(&job.output, &panel, w_stage, &y_pitch)
                 elif masked:
@@ -889,12 +939,14 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     if job.masked:
                         x = x_stage
                         x_pitch = panel.cols
+                    if keeps:
+                        deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
             ahead = (walk.flat if more else (following.o0 * job.channels + c0) * job.inner + following.i0) - panel.flat
             if job.rows:
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, center, scale, offset,
-                            negative_slope, sums, dy_sums, dots, kind_of_sum)
+                            negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum)
             else:
                 for r in range(panel.rows):
                     # Fetched ahead: the run after the next one.
@@ -903,7 +955,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         distance = ahead + (min(max(r + 2 - panel.rows, 0), panel.rows - 1) - r) * panel.pitch
                     j = (panel.channel + r) * LANES
                     reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols, distance, center + j,
-                               scale + j, offset + j, negative_slope, sums + j, dy_sums + j, dots + j, kind_of_sum)
+                               scale + j, offset + j, negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j,
+                               dots + j, kind_of_sum)
+            if features is short:
+                if staged and by_output:
+                    deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
                 for j in range(columns.count):
@@ -917,6 +973,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             panel = walk
         close_block(job, &block, c0, piece, before, &columns, sums, products, shift, backward, kind)
         before += block.weight
+    if keeps and job.stream:
+        cybn_stream_end()
 
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
@@ -935,14 +993,16 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint direct, rows = job.rows and job.inner < SHORTEST
     cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
     cdef bint plain = features is char
-    cdef bint gated = not plain and gates(job)
+    cdef bint gated = not plain and gates(job) and job.gated.data == NULL
     cdef bint weighted = not plain and job.weights != NULL and (backward or job.zeroed)
+    cdef bint by_output = False
     cdef real gate[5 * COLUMNS]
     cdef real w_stage[PANEL]
     cdef Py_ssize_t pitch
     cdef Extras extras
     # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
     cdef const Operand *source = &job.x if backward or gated else job.source
+    cdef const Operand *gradients = gradient(job)
     cdef bint two = backward or gated
     cdef Columns columns = layout_columns(job, n)
     for j in range(n):
@@ -963,18 +1023,22 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         spread_tables(&columns, table, 5 if scaled else 4 if backward else 3)
     memset(&extras, 0, sizeof(extras))
     if features is short:
-        if backward or not gated:
+        if backward or job.dy.data == NULL:
             extras.activation = job.activation
             extras.negative_slope = job.negative_slope
-        if gated:
-            open_gate[real](job, c0, &columns, rows, gate)
-            if (backward and not weighted and job.output.data == NULL and job.gated.data == NULL
-                    and only_activated(job, c0, n)):
+        # Passed on the way, where it is an activation alone or a mask alone.
+        if backward and job.masked and (job.activation == 0 or job.gated.data != NULL):
+            extras.masked = True
+            gated = False
+        elif gated and backward and not weighted and only_activated(job, c0, n):
+            gated = False
+            if job.output.data != NULL:
+                by_output = True
+            else:
+                open_gate[real](job, c0, &columns, rows, gate)
                 extras.gate = gate + 3 * COLUMNS
-                gated = False   # passed on the way
-            elif backward and job.activation == 0 and job.gated.data == NULL:
-                extras.masked = True
-                gated = False
+        elif gated:
+            open_gate[real](job, c0, &columns, rows, gate)
     for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
         first_panel(&block, c0, rows, 1, PANEL, &panel)
@@ -983,7 +1047,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             dy = x
             dy_pitch = x_pitch
             if two:
-                dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
+                dy = fetch(gradients, &panel, dy_stage, &dy_pitch)
             if features is short:
                 if weighted or (gated and job.masked):
                     extras.weights = weigh[real](job, &panel, rows, n, w_stage, &extras.weights_pitch)
@@ -999,8 +1063,8 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                     if not backward:
                         x = dy
                         x_pitch = dy_pitch
-                    if job.gated.data != NULL:
-                        deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
+                elif by_output:
+                    extras.output = fetch(&job.output, &panel, w_stage, &extras.output_pitch)
                 elif job.residual.data != NULL:
                     extras.residual = fetch(&job.residual, &panel, dy_stage, &pitch)
                     extras.residual_pitch = pitch
@@ -1055,8 +1119,9 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
 
 cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                     bint backward, real *kind) noexcept nogil:
-    cdef bint plain = not gates(job) and (job.weights == NULL if backward else
-                                          job.residual.data == NULL and job.activation == 0 and not job.zeroed)
+    cdef bint plain = ((job.gated.data != NULL or not gates(job)) and
+                       (job.weights == NULL if backward or job.dy.data != NULL else
+                        job.residual.data == NULL and job.activation == 0 and not job.zeroed))
     cdef Py_ssize_t width = map_width(job), stop
     while c0 < c1:
         stop = min(c0 + width, c1)

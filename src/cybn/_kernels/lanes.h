@@ -18,7 +18,7 @@
 #define CYBN_TAKES(real)                                                                                              \
     const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, const real *y, ptrdiff_t y_pitch,             \
         ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line, const real *shift, const real *scale,        \
-        const real *offset, real slope
+        const real *offset, real slope, real *gated, ptrdiff_t gated_pitch
 
 #if defined(__GNUC__)
 
@@ -161,6 +161,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             x += pitch;                                                                                               \
             dy += dy_pitch;                                                                                           \
             y += y_pitch;                                                                                             \
+            gated += gated_pitch;                                                                                     \
             next += line;                                                                                             \
             dy_next += line;                                                                                          \
         }                                                                                                             \
@@ -168,6 +169,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
             y += rest - n;                                                                                            \
+            gated += rest - n;                                                                                        \
             CYBN_EACH(i, n / F) {                                                                                     \
                 const mask last = *(const mask *)(cybn_last_##real + rest + i * F);                                   \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
@@ -196,6 +198,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_RELU_Y(g) CYBN_RELU(g, CYBN_GRADIENT(y))
 #define CYBN_LEAKY_X(g) CYBN_LEAKY(g, CYBN_Z)
 #define CYBN_LEAKY_Y(g) CYBN_LEAKY(g, CYBN_GRADIENT(y))
+#define CYBN_KEEP_RELU_Y(g) (*(vector *)(gated + i * F) = CYBN_RELU_Y(g))
+#define CYBN_KEEP_LEAKY_Y(g) (*(vector *)(gated + i * F) = CYBN_LEAKY_Y(g))
 #define CYBN_KEPT(v) (vector)((mask)(v) & (mask)(CYBN_GRADIENT(y) != 0))
 #define CYBN_MASKED(g) (d = CYBN_KEPT(d), CYBN_KEPT(CYBN_GRADIENT(g)))
 
@@ -218,7 +222,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T)                                                                  \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         ptrdiff_t r, i;                                                                                               \
-        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch, y += y_pitch)                                         \
+        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch, y += y_pitch, gated += gated_pitch)                   \
             for (i = r < rows ? 0 : n - rest; i < n; i++) {                                                           \
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
                 real d = x[at] - shift[i];                                                                            \
@@ -236,6 +240,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_RELU_Y(g) (CYBN_GRADIENT(y) <= 0 ? 0 : CYBN_GRADIENT(g))
 #define CYBN_LEAKY_X(g) (d * scale[i] + offset[i] > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
 #define CYBN_LEAKY_Y(g) (CYBN_GRADIENT(y) > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
+#define CYBN_KEEP_RELU_Y(g) (gated[at] = CYBN_RELU_Y(g))
+#define CYBN_KEEP_LEAKY_Y(g) (gated[at] = CYBN_LEAKY_Y(g))
 #define CYBN_MASKED(g) (d = CYBN_GRADIENT(y) != 0 ? d : 0, CYBN_GRADIENT(y) != 0 ? CYBN_GRADIENT(g) : 0)
 
 #endif
@@ -254,6 +260,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     CYBN_KIND(cybn_relu_y_##real, real, bits, CYBN_RELU_Y)                                                            \
     CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X)                                                          \
     CYBN_KIND(cybn_leaky_y_##real, real, bits, CYBN_LEAKY_Y)                                                          \
+    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU_Y)                                                    \
+    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY_Y)                                                  \
     CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED)
 
 CYBN_STATS(cybn_plain_float, 0)
@@ -266,20 +274,21 @@ CYBN_GRADIENTS(float, int)
 CYBN_GRADIENTS(double, long long)
 
 /* What is summed beside x: nothing, weights in dy's place, weights of 0 and 1 there, dy, dy behind a ReLU or a leaky one
-   (of x, or with result y), dy with weights of 0 and 1 in y's place. */
+   (of x, or with result y, or that and written to gated), dy with weights of 0 and 1 in y's place. */
 enum {
     CYBN_PLAIN, CYBN_WEIGHTED, CYBN_COUNTED_ONLY, CYBN_BACKWARD,
-    CYBN_BY_RELU_X, CYBN_BY_RELU_Y, CYBN_BY_LEAKY_X, CYBN_BY_LEAKY_Y, CYBN_BY_MASK
+    CYBN_BY_RELU_X, CYBN_BY_RELU_Y, CYBN_BY_LEAKY_X, CYBN_BY_LEAKY_Y,
+    CYBN_KEEP_RELU, CYBN_KEEP_LEAKY, CYBN_BY_MASK
 };
 
 /* Columns in groups of 16 and of four. (`rest` is for one group: a run.) */
 #define CYBN_COLUMNS(name, to)                                                                                        \
     for (; j + 16 <= cols; j += 16, ahead += step - 16)                                                               \
         name(x + j, pitch, dy + j, dy_pitch, y + j, y_pitch, rows, rest, ahead, line, shift + j, scale + j, offset + j,\
-             slope, to + j, products + j);                                                                                   \
+             slope, gated + j, gated_pitch, to + j, products + j);                                                                                   \
     for (; j + 4 <= cols; j += 4)                                                                                     \
         name##_quad(x + j, pitch, dy + j, dy_pitch, y + j, y_pitch, rows, 0, 0, 0, shift + j, scale + j, offset + j,  \
-                    slope, to + j, products + j);                                                                            \
+                    slope, gated + j, gated_pitch, to + j, products + j);                                                                            \
     break;
 #define CYBN_SUM(real)                                                                                                \
     CYBN_INLINE void cybn_sum_##real(int kind, ptrdiff_t cols, ptrdiff_t step, CYBN_TAKES(real), double *x_sums,      \
@@ -294,6 +303,8 @@ enum {
         case CYBN_BY_RELU_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums)                                                \
         case CYBN_BY_LEAKY_X: CYBN_COLUMNS(cybn_leaky_x_##real, dy_sums)                                              \
         case CYBN_BY_LEAKY_Y: CYBN_COLUMNS(cybn_leaky_y_##real, dy_sums)                                              \
+        case CYBN_KEEP_RELU: CYBN_COLUMNS(cybn_keep_relu_##real, dy_sums)                                             \
+        case CYBN_KEEP_LEAKY: CYBN_COLUMNS(cybn_keep_leaky_##real, dy_sums)                                           \
         case CYBN_BY_MASK: CYBN_COLUMNS(cybn_masked_##real, dy_sums)                                                  \
         }                                                                                                             \
     }
