@@ -63,14 +63,14 @@ cdef extern from "lanes.h" nogil:
         KEEP_RELU "CYBN_KEEP_RELU"
         KEEP_LEAKY "CYBN_KEEP_LEAKY"
         BY_MASK "CYBN_BY_MASK"
-    void cybn_sum_float(int kind, Py_ssize_t cols, Py_ssize_t step, const float *x, Py_ssize_t x_pitch,
-                        const float *dy, Py_ssize_t dy_pitch, const float *y, Py_ssize_t y_pitch, Py_ssize_t rows,
-                        Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const float *center,
+    void cybn_sum_float(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
+                        Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y, Py_ssize_t y_pitch,
+                        Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const float *center,
                         const float *scale, const float *offset, float slope, float *gated, Py_ssize_t gated_pitch,
                         double *x_sums, float *dy_sums, float *products) noexcept
-    void cybn_sum_double(int kind, Py_ssize_t cols, Py_ssize_t step, const double *x, Py_ssize_t x_pitch,
-                         const double *dy, Py_ssize_t dy_pitch, const double *y, Py_ssize_t y_pitch, Py_ssize_t rows,
-                         Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const double *center,
+    void cybn_sum_double(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
+                         Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y, Py_ssize_t y_pitch,
+                         Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const double *center,
                          const double *scale, const double *offset, double slope, double *gated,
                          Py_ssize_t gated_pitch, double *x_sums, double *dy_sums, double *products) noexcept
 
@@ -83,6 +83,7 @@ cdef enum:
     GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
+    UNWRAPPED = 80      # columns of weights that repeat, as the sums read them: a run's, and 16 more
     SAMPLES = 8         # elements whose mean is the shift of a block
 
 
@@ -284,11 +285,11 @@ cdef inline real passed(real g, real z, int activation, real negative_slope) noe
 # Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
 
 cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                             const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, const real *center,
-                             const real *scale, const real *offset, real negative_slope, real *gated,
-                             Py_ssize_t gated_pitch, double *x_sums, real *dy_sums, real *dots,
+                             const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap,
+                             const real *center, const real *scale, const real *offset, real negative_slope,
+                             real *gated, Py_ssize_t gated_pitch, double *x_sums, real *dy_sums, real *dots,
                              int kind) noexcept nogil:
-    """Rows of `cols` columns."""
+    """Rows of `cols` columns. Weights, in the place of dy or y, repeat every `wrap` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows.
     cdef bint linear = x_pitch == cols
     cdef Py_ssize_t ahead = rows * cols if linear else AHEAD
@@ -297,16 +298,16 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef Py_ssize_t r, j
     cdef real d, w, g
     if real is float:
-        cybn_sum_float(kind, cols, step, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
+        cybn_sum_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
                        center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
     else:
-        cybn_sum_double(kind, cols, step, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
+        cybn_sum_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
                         center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
             if kind < BACKWARD:
-                w = 1 if kind == PLAIN else dy[r * dy_pitch + j]
+                w = 1 if kind == PLAIN else dy[r * dy_pitch + j % wrap]
                 if w != 0:
                     x_sums[j] += <double> (d if sizeof(real) == 8 else x[r * x_pitch + j]) * w
                     dots[j] += d * w * d
@@ -318,7 +319,7 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
                 g = passed[real](g, y[r * y_pitch + j], RELU, 0)
             elif kind == BY_LEAKY_Y or kind == KEEP_LEAKY:
                 g = passed[real](g, y[r * y_pitch + j], LEAKY_RELU, negative_slope)
-            elif kind == BY_MASK and y[r * y_pitch + j] == 0:
+            elif kind == BY_MASK and y[r * y_pitch + j % wrap] == 0:
                 continue
             if kind == KEEP_RELU or kind == KEEP_LEAKY:
                 gated[r * gated_pitch + j] = g
@@ -333,10 +334,10 @@ cdef inline void reduce_run(const real *x, const real *dy, const real *y, Py_ssi
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
-        cybn_sum_float(kind, LANES, 0, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
+        cybn_sum_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
                        center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
     else:
-        cybn_sum_double(kind, LANES, 0, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
+        cybn_sum_double(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
                         center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
 
 
@@ -346,6 +347,7 @@ cdef struct Extras:
     Py_ssize_t residual_pitch
     const void *weights     # forward: y is 0 where they are 0; backward: of the elements in the statistics
     Py_ssize_t weights_pitch
+    bint even               # one for each row
     bint masked             # and nothing else: dx is 0 where weights are
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
     const void *output      # or its result
@@ -369,11 +371,11 @@ cdef inline void normalize_row(const real *x, Py_ssize_t cols, const real *cente
 
 
 cdef inline void input_row(const real *x, const real *dy, Py_ssize_t cols, const real *center, const real *scale,
-                           const real *offset, const real *slope, real *out, const real *weights, bint masked,
-                           const real *gate, const real *y, int activation, real negative_slope,
+                           const real *offset, const real *slope, real *out, const real *weights, bint even,
+                           bint masked, const real *gate, const real *y, int activation, real negative_slope,
                            bint uniform) noexcept nogil:
     cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], t0 = slope[0], g0 = gate[0] if gate != NULL else 0
-    cdef real d, v
+    cdef real w0 = weights[0] if even else 0, d, v
     cdef Py_ssize_t j
     for j in range(cols):
         d = x[j] - (c0 if uniform else center[j])
@@ -383,8 +385,8 @@ cdef inline void input_row(const real *x, const real *dy, Py_ssize_t cols, const
         if y != NULL:
             v = passed(v, y[j], activation, negative_slope)
         if weights != NULL and not masked:
-            v = v - (o0 if uniform else offset[j]) * weights[j]
-            v = v - d * (t0 if uniform else slope[j]) * weights[j]
+            v = v - (o0 if uniform else offset[j]) * (w0 if even else weights[j])
+            v = v - d * (t0 if uniform else slope[j]) * (w0 if even else weights[j])
         else:
             v = (v - (o0 if uniform else offset[j])) - d * (t0 if uniform else slope[j])
         v = v * (s0 if uniform else scale[j])
@@ -407,26 +409,26 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef int activation = 0 if plain else extras.activation
     cdef real negative = 0 if plain else <real> extras.negative_slope
     for r in range(rows):
-        if backward and gate != NULL:
-            if activation == RELU:
-                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, gate, NULL, RELU, 0, uniform)
-            else:
-                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, gate, NULL, LEAKY_RELU, negative,
-                          uniform)
-            gate += uniform
+        if backward and gate != NULL and activation == RELU:
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, gate, NULL, RELU, 0, uniform)
+        elif backward and gate != NULL:
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, gate, NULL, LEAKY_RELU,
+                      negative, uniform)
+        elif backward and y != NULL and activation == RELU:
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, y, RELU, 0, uniform)
         elif backward and y != NULL:
-            if activation == RELU:
-                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, y, RELU, 0, uniform)
-            else:
-                input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, y, LEAKY_RELU, negative,
-                          uniform)
-            y += extras.output_pitch
-        elif backward and weights == NULL:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, NULL, 0, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, y, LEAKY_RELU,
+                      negative, uniform)
+        elif backward and extras.masked and extras.even and weights[0] == 0:
+            memset(out, 0, cols * sizeof(real))
+        elif backward and (weights == NULL or extras.masked and extras.even):
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, NULL, 0, 0, uniform)
         elif backward and extras.masked:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, True, NULL, NULL, 0, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, True, NULL, NULL, 0, 0, uniform)
+        elif backward and extras.even and not uniform:
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, True, False, NULL, NULL, 0, 0, False)
         elif backward:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, NULL, NULL, 0, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, False, NULL, NULL, 0, 0, uniform)
         elif residual == NULL:
             if activation == 0:
                 normalize_row(x, cols, center, scale, offset, out, NULL, 0, 0, uniform)
@@ -440,7 +442,10 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
             normalize_row(x, cols, center, scale, offset, out, residual, RELU, 0, uniform)
         else:
             normalize_row(x, cols, center, scale, offset, out, residual, LEAKY_RELU, negative, uniform)
-        if not backward and weights != NULL:
+        if not backward and weights != NULL and extras.even:
+            if weights[0] == 0:
+                memset(out, 0, cols * sizeof(real))
+        elif not backward and weights != NULL:
             for j in range(cols):
                 out[j] = keep(weights[j] != 0, out[j])
         x += x_pitch
@@ -451,6 +456,10 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
             scale += 1
             offset += 1
             slope += 1
+            if gate != NULL:
+                gate += 1
+        if y != NULL:
+            y += extras.output_pitch
         if residual != NULL:
             residual += extras.residual_pitch
         if weights != NULL:
@@ -573,27 +582,32 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
 
 # What comes with a panel: weights, and the gradients that pass the mask and the activation.
 
-cdef inline const real *weigh(const Job *job, const Panel *panel, bint rows, Py_ssize_t n, real *stage,
-                              Py_ssize_t *pitch) noexcept nogil:
-    """The weights of a panel's elements. In runs they are the same for each run; in rows each stands n times."""
+cdef inline const real *weigh(const Job *job, const Panel *panel, bint rows, Py_ssize_t repeats, Py_ssize_t size,
+                              real *stage, Py_ssize_t *pitch) noexcept nogil:
+    """The weights of a panel's elements. In runs they are the same for each run; in rows those of an outer index are
+    repeated to `size` of them, `repeats` such in a row."""
     cdef const real *weights = <const real *> job.weights
-    cdef Py_ssize_t width = job.channels * job.inner, o = panel.flat // width, size = n * job.inner
-    cdef Py_ssize_t r, p, filled, more
+    cdef Py_ssize_t width = job.channels * job.inner, o = panel.flat // width
+    cdef Py_ssize_t r, p, j, filled, more
     cdef real *to = stage
     if not rows:
         pitch[0] = 0
         return weights + o * job.inner + panel.flat % job.inner
+    pitch[0] = size * repeats
     for r in range(panel.rows):
-        for p in range(panel.cols // size):
-            memcpy(to, weights + (o + p) * job.inner, job.inner * sizeof(real))
-            filled = job.inner
+        for p in range(repeats):
+            filled = min(job.inner, size)
+            memcpy(to, weights + (o + p) * job.inner, filled * sizeof(real))
+            if filled == 1:
+                for j in range(size):
+                    to[j] = weights[o + p]
+                filled = size
             while filled < size:
                 more = min(filled, size - filled)
                 memcpy(to + filled, to, more * sizeof(real))
                 filled += more
             to += size
         o += panel.pitch // width
-    pitch[0] = panel.cols
     return stage
 
 
@@ -851,7 +865,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef double before = 0
     cdef double *partial = partial_sums(job, piece, c0)
     cdef bint more, gated = features is short and backward, weighted = features is short and not backward
-    cdef real w_stage[PANEL]
+    cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel)
     cdef real gate[5 * COLUMNS]
     cdef const real *weights = NULL
     cdef const real *y = NULL
@@ -870,6 +884,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef const real *scale = gate + 2 * COLUMNS
     cdef const real *offset = gate + 3 * COLUMNS
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
+    # Columns after which weights repeat, where that is soon.
+    cdef Py_ssize_t wrap = COLUMNS, size = tile * job.inner
+    if (weighted or masked) and job.rows and job.period == 1:
+        wrap = (LANES + job.inner - 1) // job.inner * job.inner
+        size = wrap + LANES
     if backward:
         kind_of_sum = BY_MASK if masked else BACKWARD
         if active and job.activation == RELU:
@@ -879,7 +898,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     elif weighted:
         kind_of_sum = COUNTED if job.masked else WEIGHTED
     if (job.x.direct and (not backward or job.dy.direct) and (active or masked or not gated)
-            and not ((weighted or masked) and job.rows) and (not by_output or job.output.direct)
+            and not ((weighted or masked) and job.rows and wrap == COLUMNS) and (not by_output or job.output.direct)
             and not staged):
         least = GRADS_ROWS if backward else STATS_ROWS
         budget = PANEL // 2 if backward and job.rows else PANEL if job.rows else job.inner * tile
@@ -918,7 +937,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
             if features is short:
                 if weighted or (gated and job.masked):
-                    weights = weigh[real](job, &panel, job.rows, tile, w_stage, &weights_pitch)
+                    weights = weigh[real](job, &panel, job.rows, max(1, panel.cols // (tile * job.inner)), size,
+                                          w_stage, &weights_pitch)
                 if weighted:
                     dy = weights
                     dy_pitch = weights_pitch
@@ -945,7 +965,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             more = next_panel(job, &block, c0, c1, &walk)
             ahead = (walk.flat if more else (following.o0 * job.channels + c0) * job.inner + following.i0) - panel.flat
             if job.rows:
-                reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, center, scale, offset,
+                reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
                             negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum)
             else:
                 for r in range(panel.rows):
@@ -1039,6 +1059,9 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 extras.gate = gate + 3 * COLUMNS
         elif gated:
             open_gate[real](job, c0, &columns, rows, gate)
+    # One weight for each row.
+    cdef bint even = rows and job.inner == 1 and job.period == 1 and not gated
+    extras.even = even
     for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
         first_panel(&block, c0, rows, 1, PANEL, &panel)
@@ -1050,7 +1073,12 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 dy = fetch(gradients, &panel, dy_stage, &dy_pitch)
             if features is short:
                 if weighted or (gated and job.masked):
-                    extras.weights = weigh[real](job, &panel, rows, n, w_stage, &extras.weights_pitch)
+                    if even:
+                        extras.weights = (<const real *> job.weights) + panel.flat // job.channels
+                        extras.weights_pitch = 1
+                    else:
+                        extras.weights = weigh[real](job, &panel, rows, panel.cols // (n * job.inner), n * job.inner,
+                                                     w_stage, &extras.weights_pitch)
                 if gated:
                     gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, <const real *> extras.weights,
                                      extras.weights_pitch, gate + (0 if rows else panel.channel), not rows,

@@ -281,31 +281,33 @@ enum {
     CYBN_KEEP_RELU, CYBN_KEEP_LEAKY, CYBN_BY_MASK
 };
 
-/* Columns in groups of 16 and of four. (`rest` is for one group: a run.) */
-#define CYBN_COLUMNS(name, to)                                                                                        \
-    for (; j + 16 <= cols; j += 16, ahead += step - 16)                                                               \
-        name(x + j, pitch, dy + j, dy_pitch, y + j, y_pitch, rows, rest, ahead, line, shift + j, scale + j, offset + j,\
-             slope, gated + j, gated_pitch, to + j, products + j);                                                                                   \
-    for (; j + 4 <= cols; j += 4)                                                                                     \
-        name##_quad(x + j, pitch, dy + j, dy_pitch, y + j, y_pitch, rows, 0, 0, 0, shift + j, scale + j, offset + j,  \
-                    slope, gated + j, gated_pitch, to + j, products + j);                                                                            \
+/* Columns in groups of 16 and of four. (`rest` is for one group: a run.) Weights repeat every `wrap` columns, at least
+   16, and stand there once with 15 more: w is where they are read. */
+#define CYBN_NEXT(n) (j += n, w = w + n < wrap ? w + n : w + n - wrap)
+#define CYBN_COLUMNS(name, to, dy_at, y_at)                                                                           \
+    for (; j + 16 <= cols; CYBN_NEXT(16), ahead += step - 16)                                                         \
+        name(x + j, pitch, dy + dy_at, dy_pitch, y + y_at, y_pitch, rows, rest, ahead, line, shift + j, scale + j,    \
+             offset + j, slope, gated + j, gated_pitch, to + j, products + j);                                        \
+    for (; j + 4 <= cols; CYBN_NEXT(4))                                                                               \
+        name##_quad(x + j, pitch, dy + dy_at, dy_pitch, y + y_at, y_pitch, rows, 0, 0, 0, shift + j, scale + j,       \
+                    offset + j, slope, gated + j, gated_pitch, to + j, products + j);                                 \
     break;
 #define CYBN_SUM(real)                                                                                                \
-    CYBN_INLINE void cybn_sum_##real(int kind, ptrdiff_t cols, ptrdiff_t step, CYBN_TAKES(real), double *x_sums,      \
-                                       real *dy_sums, real *products) {                                               \
-        ptrdiff_t j = 0;                                                                                              \
+    CYBN_INLINE void cybn_sum_##real(int kind, ptrdiff_t cols, ptrdiff_t step, ptrdiff_t wrap, CYBN_TAKES(real),      \
+                                     double *x_sums, real *dy_sums, real *products) {                                 \
+        ptrdiff_t j = 0, w = 0;                                                                                       \
         switch (kind) {                                                                                               \
-        case CYBN_PLAIN: CYBN_COLUMNS(cybn_plain_##real, x_sums)                                                      \
-        case CYBN_WEIGHTED: CYBN_COLUMNS(cybn_weighted_##real, x_sums)                                                \
-        case CYBN_COUNTED_ONLY: CYBN_COLUMNS(cybn_counted_##real, x_sums)                                             \
-        case CYBN_BACKWARD: CYBN_COLUMNS(cybn_backward_##real, dy_sums)                                               \
-        case CYBN_BY_RELU_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums)                                                \
-        case CYBN_BY_RELU_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums)                                                \
-        case CYBN_BY_LEAKY_X: CYBN_COLUMNS(cybn_leaky_x_##real, dy_sums)                                              \
-        case CYBN_BY_LEAKY_Y: CYBN_COLUMNS(cybn_leaky_y_##real, dy_sums)                                              \
-        case CYBN_KEEP_RELU: CYBN_COLUMNS(cybn_keep_relu_##real, dy_sums)                                             \
-        case CYBN_KEEP_LEAKY: CYBN_COLUMNS(cybn_keep_leaky_##real, dy_sums)                                           \
-        case CYBN_BY_MASK: CYBN_COLUMNS(cybn_masked_##real, dy_sums)                                                  \
+        case CYBN_PLAIN: CYBN_COLUMNS(cybn_plain_##real, x_sums, j, j)                                                \
+        case CYBN_WEIGHTED: CYBN_COLUMNS(cybn_weighted_##real, x_sums, w, j)                                          \
+        case CYBN_COUNTED_ONLY: CYBN_COLUMNS(cybn_counted_##real, x_sums, w, j)                                       \
+        case CYBN_BACKWARD: CYBN_COLUMNS(cybn_backward_##real, dy_sums, j, j)                                         \
+        case CYBN_BY_RELU_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums, j, j)                                          \
+        case CYBN_BY_RELU_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums, j, j)                                          \
+        case CYBN_BY_LEAKY_X: CYBN_COLUMNS(cybn_leaky_x_##real, dy_sums, j, j)                                        \
+        case CYBN_BY_LEAKY_Y: CYBN_COLUMNS(cybn_leaky_y_##real, dy_sums, j, j)                                        \
+        case CYBN_KEEP_RELU: CYBN_COLUMNS(cybn_keep_relu_##real, dy_sums, j, j)                                       \
+        case CYBN_KEEP_LEAKY: CYBN_COLUMNS(cybn_keep_leaky_##real, dy_sums, j, j)                                     \
+        case CYBN_BY_MASK: CYBN_COLUMNS(cybn_masked_##real, dy_sums, j, w)                                            \
         }                                                                                                             \
     }
 CYBN_SUM(float)
