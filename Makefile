@@ -5,9 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+ASV    := cd benchmarks && ../$(BIN)/asv
+
+# Of the history, for the dashboard.
+COMMITS ?= 5
+
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
-.PHONY: demo test bench compare lint clean
+.PHONY: demo test bench dashboard bench-compare test-dashboard compare lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
 	$(BIN)/python examples/digits.py
@@ -15,8 +20,27 @@ demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with
 test: $(VENV)/.installed $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.installed $(VENV)/.bench  ## asv benchmarks of the working tree
-	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --show-stderr
+bench: $(VENV)/.installed $(VENV)/.bench  ## asv on the working tree, and a table of what it found
+	$(ASV) machine --yes
+	$(ASV) --config asv.here.json run --python=same --set-commit-hash=$$(git rev-parse HEAD)
+	$(BIN)/python benchmarks/report.py
+
+# What is measured changes with the sources alone. (asv ends with 2 where a benchmark failed; the others are shown.)
+dashboard: $(VENV)/.created $(VENV)/.bench  ## asv on the last COMMITS commits that it has not seen, shown in a browser
+	mkdir -p .asv
+	git log -n $(COMMITS) --format=%H -- src setup.py > .asv/commits
+	$(ASV) machine --yes
+	$(ASV) run --skip-existing-commits HASHFILE:../.asv/commits || test $$? -eq 2
+	$(BIN)/python benchmarks/publish.py
+	$(ASV) preview
+
+bench-compare: $(VENV)/.created $(VENV)/.bench  ## HEAD against BASE: fails where something takes 10 % longer
+	@test -n "$(BASE)" || { echo "say which commit: make bench-compare BASE=HEAD~1 [BENCH=networks.Step]"; exit 2; }
+	$(ASV) machine --yes
+	$(ASV) continuous --factor 1.1 --split --interleave-rounds -a rounds=3 --bench "$(or $(BENCH),.)" "$(BASE)" HEAD
+
+test-dashboard: $(VENV)/.installed $(VENV)/.test $(VENV)/.dashboard  ## the published pages in a browser, after `make bench`
+	$(BIN)/python -m pytest tests/test_dashboard.py
 
 compare: .venv-compare/.installed  ## cybn beside PyTorch, ONNX Runtime and the reference
 	.venv-compare/bin/python benchmarks/compare.py

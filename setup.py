@@ -69,7 +69,11 @@ def links(compiler, compile_flags, link_flags):
 
 
 class BuildExt(build_ext):
-    """build_ext that knows the compiler, and so its flags."""
+    """build_ext that knows the compiler, and so its flags. It compiles on all processors."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self):
         compiler = "msvc" if self.compiler.compiler_type == "msvc" else "unix"

@@ -1,1 +1,1 @@
-"""The asv benchmarks of cybn."""
+"""The asv benchmarks of cybn, by what a user does. `libraries` has what is timed; the other files what is asked."""
