@@ -12,7 +12,7 @@ COMMITS ?= 5
 
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
-.PHONY: demo test bench dashboard bench-compare test-dashboard compare lint clean
+.PHONY: demo test bench dashboard bench-compare test-dashboard compare performance plots lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
 	$(BIN)/python examples/digits.py
@@ -44,6 +44,14 @@ test-dashboard: $(VENV)/.installed $(VENV)/.test $(VENV)/.dashboard  ## the publ
 
 compare: .venv-compare/.installed  ## cybn beside PyTorch, ONNX Runtime and the reference
 	.venv-compare/bin/python benchmarks/compare.py
+
+performance: .venv-compare/.installed  ## measure what docs/performance.md shows, and draw it
+	.venv-compare/bin/python benchmarks/compare.py --save benchmarks/results/compare.json
+	.venv-compare/bin/python benchmarks/scaling.py
+	.venv-compare/bin/python benchmarks/plots.py
+
+plots: $(VENV)/.created $(VENV)/.plots  ## draw docs/performance/ again from the saved results
+	$(BIN)/python benchmarks/plots.py
 
 lint: $(VENV)/.dev  ## what pre-commit runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/cython-lint src

@@ -18,6 +18,8 @@ NETWORKS = {
     if name != "comment"
 }
 OPERATIONS = ("training", "evaluation", "backward", "step")
+# Arrays that must be read or written. (A step with a residual: x, r -> y; then x, y, dy -> dx, dr.)
+FLOOR_ARRAYS = {"training": 2, "evaluation": 2, "backward": 3, "step relu": 5, "step add relu": 8}
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Task:
     activation: str | None = None
     residual: bool = False
     counted: str | None = None  # by a "mask" or by "weights"
+
+    def __post_init__(self):
+        if self.operation != "evaluation" and math.prod(self.shape) == self.shape[1]:
+            raise NotImplementedError("one value per channel has no variance")
 
     def array(self, seed=0):
         shape = (self.shape[0], *self.shape[2:], self.shape[1]) if self.last else self.shape
@@ -49,8 +55,6 @@ class Task:
 
 
 def prepare(library, task):
-    if task.operation != "evaluation" and math.prod(task.shape) == task.shape[1]:
-        raise NotImplementedError("one value per channel has no variance")
     return LIBRARIES[library](task)
 
 

@@ -4,5 +4,5 @@
 class Sampled:
     warmup_time = 0.02
     rounds = 1
-    repeat = (3, 10, 0.2)
+    repeat = (2, 10, 0.2)
     sample_time = 0.005
