@@ -7,8 +7,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 ASV    := cd benchmarks && ../$(BIN)/asv
 
-# Of the history, for the dashboard.
+# How much of the history the dashboard shows, and which benchmarks are run: a regular expression, as networks.Step
 COMMITS ?= 5
+BENCH ?= .
 
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
@@ -22,7 +23,7 @@ test: $(VENV)/.installed $(VENV)/.test  ## the whole test suite
 
 bench: $(VENV)/.installed $(VENV)/.bench  ## asv on the working tree, and a table of what it found
 	$(ASV) machine --yes
-	$(ASV) --config asv.here.json run --python=same --set-commit-hash=$$(git rev-parse HEAD)
+	$(ASV) --config asv.here.json run --python=same --set-commit-hash=$$(git rev-parse HEAD) --bench "$(BENCH)"
 	$(BIN)/python benchmarks/report.py
 
 # What is measured changes with the sources alone. (asv ends with 2 where a benchmark failed; the others are shown.)
@@ -30,14 +31,14 @@ dashboard: $(VENV)/.created $(VENV)/.bench  ## asv on the last COMMITS commits t
 	mkdir -p .asv
 	git log -n $(COMMITS) --format=%H -- src setup.py > .asv/commits
 	$(ASV) machine --yes
-	$(ASV) run --skip-existing-commits HASHFILE:../.asv/commits || test $$? -eq 2
+	$(ASV) run --skip-existing-commits --bench "$(BENCH)" HASHFILE:../.asv/commits || test $$? -eq 2
 	$(BIN)/python benchmarks/publish.py
 	$(ASV) preview
 
 bench-compare: $(VENV)/.created $(VENV)/.bench  ## HEAD against BASE: fails where something takes 10 % longer
 	@test -n "$(BASE)" || { echo "say which commit: make bench-compare BASE=HEAD~1 [BENCH=networks.Step]"; exit 2; }
 	$(ASV) machine --yes
-	$(ASV) continuous --factor 1.1 --split --interleave-rounds -a rounds=3 --bench "$(or $(BENCH),.)" "$(BASE)" HEAD
+	$(ASV) continuous --factor 1.1 --split --interleave-rounds -a rounds=3 --bench "$(BENCH)" "$(BASE)" HEAD
 
 test-dashboard: $(VENV)/.installed $(VENV)/.test $(VENV)/.dashboard  ## the published pages in a browser, after `make bench`
 	$(BIN)/python -m pytest tests/test_dashboard.py

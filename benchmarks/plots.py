@@ -69,7 +69,10 @@ def bar(axes, place, ratio, label, color):
     """Horizontal, from 1, where both are equally fast."""
     axes.barh(place, ratio - 1, left=1, height=0.9, label=label, color=color)
     text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
-    axes.annotate(text, (max(ratio, 1), place), (3, 0), textcoords="offset points", va="center_baseline", size=9)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    axes.annotate(
+        text, (max(ratio, 1), place), (3, 0), textcoords="offset points", va="center_baseline", size=9, bbox=behind
+    )
 
 
 def legend(fig, panels):
