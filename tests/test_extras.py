@@ -23,6 +23,7 @@ from support import (
 )
 
 import cybn
+from cybn import _schedule
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -287,6 +288,26 @@ def test_bits_do_not_depend_on_threads_in_any_plan(extra, geometry, dtype):
     want = every_result(p, chosen, True, threads=1)
     for threads in (2, 7):
         assert every_result(p, chosen, True, threads=threads) == want
+
+
+@dtypes
+@every_geometry
+@pytest.mark.parametrize("masked", [False, True])
+def test_streaming_and_the_place_of_gradients_do_not_show(masked, geometry, dtype):
+    p = problem(*geometry[:2], dtype, geometry[2])
+    # The residual's gradient goes through a stage where it is streamed, grad_output where it is not dense.
+    strided = p | {"grad_output": np.repeat(p["grad_output"], 2, axis=-1)[..., ::2]}
+    chosen = {"activation": "leaky_relu", "negative_slope": SLOPE, "residual": p["grad_output"]}
+    if masked:
+        chosen["mask"] = np.random.default_rng(2).random(shape_without_channels(p["x"], p["axis"])) < 0.7
+    want = every_result(p, chosen, True)
+    assert every_result(strided, chosen, True) == want
+    before = _schedule.set_stream_min_bytes(0)
+    try:
+        assert every_result(p, chosen, True) == want
+        assert every_result(strided, chosen, True) == want
+    finally:
+        _schedule.set_stream_min_bytes(before)
 
 
 def test_bits_do_not_depend_on_the_kernels():

@@ -872,10 +872,12 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t weights_pitch = 0, y_pitch = 0
     # The usual gates, an activation or a mask, are passed on the way.
     cdef bint keeps = gated and job.gated.data != NULL
-    cdef bint active = gated and only_activated(job, c0, tile) and (job.output.data != NULL or not keeps)
-    cdef bint by_output = active and job.output.data != NULL
-    # What has passed goes through a stage where it cannot be written in place.
+    # What has passed goes through dy's stage where it cannot be written in place.
     cdef bint staged = keeps and (job.stream or not job.gated.direct)
+    # Not if dy is in that stage: the tail of a run is read once more, and must not have passed already.
+    cdef bint direct = job.output.data != NULL and (job.dy.direct or not staged)
+    cdef bint active = gated and only_activated(job, c0, tile) and (direct or not keeps)
+    cdef bint by_output = active and job.output.data != NULL
     cdef real *kept = dy_stage
     cdef Py_ssize_t kept_pitch = 0
     cdef real negative_slope = <real> job.negative_slope
