@@ -419,7 +419,7 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         elif backward and y != NULL:
             input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, y, LEAKY_RELU,
                       negative, uniform)
-        elif backward and extras.masked and extras.even and weights[0] == 0:
+        elif backward and weights != NULL and extras.masked and extras.even and weights[0] == 0:
             memset(out, 0, cols * sizeof(real))
         elif backward and (weights == NULL or extras.masked and extras.even):
             input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, NULL, 0, 0, uniform)
