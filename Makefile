@@ -35,10 +35,11 @@ dashboard: $(VENV)/.created $(VENV)/.bench  ## asv on the last COMMITS commits t
 	$(BIN)/python benchmarks/publish.py
 	$(ASV) preview
 
+# Many rounds of few samples: what differs from process to process must not look like a difference between commits.
 bench-compare: $(VENV)/.created $(VENV)/.bench  ## HEAD against BASE: fails where something takes 10 % longer
 	@test -n "$(BASE)" || { echo "say which commit: make bench-compare BASE=HEAD~1 [BENCH=networks.Step]"; exit 2; }
 	$(ASV) machine --yes
-	$(ASV) continuous --factor 1.1 --split --interleave-rounds -a rounds=3 --bench "$(BENCH)" "$(BASE)" HEAD
+	$(ASV) continuous --factor 1.1 --split --interleave-rounds -a rounds=8 -a repeat=2 --bench "$(BENCH)" "$(BASE)" HEAD
 
 test-dashboard: $(VENV)/.installed $(VENV)/.test $(VENV)/.dashboard  ## the published pages in a browser, after `make bench`
 	$(BIN)/python -m pytest tests/test_dashboard.py
