@@ -409,7 +409,9 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef int activation = 0 if plain else extras.activation
     cdef real negative = 0 if plain else <real> extras.negative_slope
     for r in range(rows):
-        if backward and gate != NULL and activation == RELU:
+        if weights != NULL and extras.even and weights[0] == 0 and (extras.masked or not backward):
+            memset(out, 0, cols * sizeof(real))
+        elif backward and gate != NULL and activation == RELU:
             input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, gate, NULL, RELU, 0, uniform)
         elif backward and gate != NULL:
             input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, gate, NULL, LEAKY_RELU,
@@ -419,8 +421,6 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         elif backward and y != NULL:
             input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, y, LEAKY_RELU,
                       negative, uniform)
-        elif backward and weights != NULL and extras.masked and extras.even and weights[0] == 0:
-            memset(out, 0, cols * sizeof(real))
         elif backward and (weights == NULL or extras.masked and extras.even):
             input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, NULL, 0, 0, uniform)
         elif backward and extras.masked:
@@ -442,10 +442,7 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
             normalize_row(x, cols, center, scale, offset, out, residual, RELU, 0, uniform)
         else:
             normalize_row(x, cols, center, scale, offset, out, residual, LEAKY_RELU, negative, uniform)
-        if not backward and weights != NULL and extras.even:
-            if weights[0] == 0:
-                memset(out, 0, cols * sizeof(real))
-        elif not backward and weights != NULL:
+        if not backward and weights != NULL and not extras.even:
             for j in range(cols):
                 out[j] = keep(weights[j] != 0, out[j])
         x += x_pitch
