@@ -12,21 +12,22 @@ memory that exists.
 
 import argparse
 import contextlib
+import functools
 import json
 import math
-import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.libraries import FLOOR_ARRAYS, LIBRARIES, NETWORKS, Task
+from benchmarks.libraries import CORES, FLOOR_ARRAYS, NETWORKS, Task
+from benchmarks.timing import geometric_mean, in_turns, seconds
 from tqdm import tqdm
+
+from benchmarks import libraries
 
 TRAINING = ("resnet50_n32", "mobilenet_v2_n32", "dense_2d", "few_channels")
 STEPS = ("resnet50_n32", "mobilenet_v2_n32")
@@ -52,7 +53,7 @@ def prepare(library, operation, shape, last):
         residual="add" in words,
         counted=next((word for word in words if word in ("mask", "weights")), None),
     )
-    return LIBRARIES[WORKERS[library]](task)
+    return libraries.prepare(WORKERS[library], task)
 
 
 def copy(task):
@@ -61,6 +62,11 @@ def copy(task):
     x = torch.from_numpy(task.array())
     out = torch.empty_like(x)
     return lambda: out.copy_(x)
+
+
+def measure(function):
+    """Seconds per call, over a round."""
+    return seconds(function, ROUND_SECONDS, 3)
 
 
 def work(library):
@@ -73,18 +79,7 @@ def work(library):
             function = prepare(library, operation, tuple(shape), last)
             previous = request
             function()
-        print(seconds(function), flush=True)
-
-
-def seconds(function):
-    """Of a call, the median over a round."""
-    times = []
-    end = time.perf_counter() + ROUND_SECONDS
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        print(measure(function), flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------- the comparison
@@ -153,8 +148,7 @@ class Result(NamedTuple):
 
 def mean(results, values):
     """Geometric, weighted by count."""
-    total = sum(result.count for result in results)
-    return math.exp(sum(r.count * math.log(v) for r, v in zip(results, values, strict=True)) / total)
+    return geometric_mean(values, [result.count for result in results])
 
 
 def of_copy(operation, result):
@@ -205,11 +199,11 @@ def compare(table, rounds):
                 asked = [("cybn", row.operation), (row.peer, row.peer_operation)]
                 if row.peer == "torch" and row.networks != ("latency",):
                     asked.append(("torch", "copy"))
-                times = [
-                    [workers[library].measure(operation, shape, row.last) for library, operation in asked]
-                    for _ in range(rounds)
+                turns = [
+                    functools.partial(workers[library].measure, operation, shape, row.last)
+                    for library, operation in asked
                 ]
-                medians = [statistics.median(column) for column in zip(*times, strict=True)]
+                medians = in_turns(turns, rounds)
                 row.results.append(Result(network, shape, count, *medians, *[None] * (3 - len(medians))))
                 progress.update()
     for worker in workers.values():
@@ -222,7 +216,7 @@ def machine():
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    return f"{name}, {CORES} cores"
 
 
 def save(file, **results):

@@ -33,26 +33,25 @@ ADDRESS = re.compile(
 
 
 def bring_home(html, cache):
-    """Whether all scripts that html/index.html names are now beside it."""
+    """Put the scripts that html/index.html names beside it."""
     index = html / "index.html"
     page = index.read_text()
     names = [name for _, name in ADDRESS.findall(page)]
     missing = [name for name in names if name not in SCRIPTS]
     if missing or shutil.which("npm") is None:
         print(f"The pages load their scripts from the network ({'unknown: ' + missing[0] if missing else 'no npm'}).")
-        return False
+        return
     wanted = sorted({f"{package}@{version}" for package, version, _ in SCRIPTS.values()})
     cache.mkdir(parents=True, exist_ok=True)
     (cache / "package.json").write_text("{}")
     command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", *wanted]
     if subprocess.run(command, cwd=cache, stdout=subprocess.DEVNULL).returncode:
         print("The pages load their scripts from the network (npm failed).")
-        return False
+        return
     for name in names:
         package, _, file = SCRIPTS[name]
         shutil.copy(cache / "node_modules" / package / file, html / name)
     index.write_text(ADDRESS.sub(r'\1="\2"', page))
-    return True
 
 
 def publish(configuration):
@@ -60,7 +59,6 @@ def publish(configuration):
     subprocess.run(asv, cwd=configuration.parent, check=True)
     html = configuration.parent / json.loads(configuration.read_text())["html_dir"]
     bring_home(html, html.parent / "npm")
-    return html
 
 
 if __name__ == "__main__":

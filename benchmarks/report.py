@@ -47,9 +47,11 @@ def main():
     results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     benchmarks = json.loads((results / "benchmarks.json").read_text())
     run = latest(results)
+    figures = 0
     for name in sorted(run.get_all_result_keys()):
         benchmark = benchmarks[name]
         values = run.get_result_value(name, run.get_result_params(name))
+        figures += len(values)
         heading = [name.rpartition(".")[0]]
         if benchmark["param_names"][:1] == ["library"]:
             heading += [value.strip("'") for value in benchmark["params"][0]]
@@ -59,7 +61,7 @@ def main():
         print("\n" + "".join(f"{cell:<44}" if i == 0 else f"{cell:>13}" for i, cell in enumerate(heading)))
         for title, cells in lines(benchmark, values):
             print(f"  {title:<42}" + "".join(f"{cell:>13}" for cell in cells))
-    print(f"\n{sum(len(run.get_result_value(k, run.get_result_params(k))) for k in run.get_all_result_keys())} figures")
+    print(f"\n{figures} figures")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ takes turns for several rounds, and a figure is the median over the rounds.
 """
 
 import argparse
-import statistics
+import functools
 from pathlib import Path
 
 from benchmarks.libraries import NETWORKS, Task, prepare
-from compare import Result, save, seconds
+from benchmarks.timing import in_turns
+from compare import Result, measure, save
 from tqdm import tqdm
 
 OPERATIONS = ("training", "evaluation", "backward")
@@ -23,17 +24,18 @@ NETWORK = "resnet50_n32"
 
 def alternate(functions, rounds, progress):
     """Seconds per call of each."""
-    times = [[] for _ in functions]
+
+    def turn(function):
+        taken = measure(function)
+        progress.update()
+        return taken
+
     for function in functions:
         function()
-    for _ in range(rounds):
-        for function, own in zip(functions, times, strict=True):
-            own.append(seconds(function))
-            progress.update()
-    return [statistics.median(own) for own in times]
+    return in_turns([functools.partial(turn, function) for function in functions], rounds)
 
 
-def measure(rounds):
+def results_of(rounds):
     cases = NETWORKS[NETWORK]
     batch, pairs = [], []
     total = rounds * len(OPERATIONS) * (len(BATCHES) + 2 * len(cases))
@@ -60,7 +62,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="how often what is compared takes turns (%(default)s)")
     parser.add_argument("--save", metavar="FILE", default=RESULTS, help="where to (benchmarks/results/scaling.json)")
     args = parser.parse_args()
-    save(args.save, rounds=args.rounds, **measure(args.rounds))
+    save(args.save, rounds=args.rounds, **results_of(args.rounds))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ NETWORKS = {
     for name, cases in json.loads(WORKLOADS.read_text()).items()
     if name != "comment"
 }
+CORES = len(os.sched_getaffinity(0))
 OPERATIONS = ("training", "evaluation", "backward", "step")
 # Arrays that must be read or written. (A step with a residual: x, r -> y; then x, y, dy -> dx, dr.)
 FLOOR_ARRAYS = {"training": 2, "evaluation": 2, "backward": 3, "step relu": 5, "step add relu": 8}
@@ -131,9 +132,16 @@ def with_torch(task):
         raise NotImplementedError("PyTorch is not installed") from error
     if task.counted:
         raise NotImplementedError("PyTorch has neither masks nor weights")
-    torch.set_num_threads(task.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(task.threads or CORES)
     aten = torch.ops.aten
-    x, dy, residual = (torch.from_numpy(task.array(seed)) for seed in (0, 1, 3))
+
+    def tensor(seed=0):
+        return torch.from_numpy(task.array(seed))
+
+    # (No more than is used: memory is measured, too.)
+    x = tensor()
+    dy = tensor(1) if task.operation in ("backward", "step") else None
+    residual = tensor(3) if task.residual else None
     weight, bias, mean, var = (torch.from_numpy(vector) for vector in task.vectors())
 
     def forward(training):
@@ -180,7 +188,7 @@ def with_onnxruntime(task):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = task.threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = task.threads or CORES
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {"x": task.array()}
     return lambda: session.run(None, feed)

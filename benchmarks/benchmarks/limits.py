@@ -1,44 +1,30 @@
 """How near to the limit, and how far ahead of NumPy: both sides measured in turns within one process."""
 
+import functools
 import itertools
-import math
-import os
-import statistics
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .libraries import FLOOR_ARRAYS, NETWORKS, Task, prepare
+from .libraries import CORES, FLOOR_ARRAYS, NETWORKS, Task, prepare
+from .timing import geometric_mean, in_turns, seconds
 
 ROUNDS = 3
 SECONDS = 0.01
 
 
-def median_time(call):
-    times = []
-    end = time.perf_counter() + SECONDS
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def in_turns(*calls):
-    """The medians over rounds in which each call has its turn."""
+def compare(*calls):
+    """The time of each; once before, for what a first call does."""
     for call in calls:
         call()
-    rounds = [[median_time(call) for call in calls] for _ in range(ROUNDS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+    return in_turns([functools.partial(seconds, call, SECONDS, 1) for call in calls], ROUNDS)
 
 
 def copies(x, pool):
     """x -> memory that exists already, by NumPy in one thread and in all: which is faster depends on the size."""
     out = np.ones_like(x)
     flat, to = x.reshape(-1), out.reshape(-1)
-    workers = pool._max_workers
-    edges = [len(flat) * i // workers for i in range(workers + 1)]
+    edges = [len(flat) * i // CORES for i in range(CORES + 1)]
     parts = [(to[a:b], flat[a:b]) for a, b in itertools.pairwise(edges)]
     return lambda: np.copyto(to, flat), lambda: list(pool.map(lambda part: np.copyto(*part), parts))
 
@@ -54,16 +40,15 @@ class Limits:
         self.layers = [(Task(operation, shape), count) for shape, count in NETWORKS[network]]
 
     def mean(self, ratio):
-        total = sum(count for _, count in self.layers)
-        return math.exp(sum(count * math.log(ratio(task)) for task, count in self.layers) / total)
+        return geometric_mean([ratio(task) for task, _ in self.layers], [count for _, count in self.layers])
 
     def track_copy_fraction(self, operation, network):
         """Floor bytes per second over those of a copy by NumPy: 1 is as fast as copying. (compare.py takes PyTorch's
         copy, which is faster.)"""
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(CORES) as pool:
 
             def ratio(task):
-                ours, *theirs = in_turns(prepare("cybn", task), *copies(task.array(), pool))
+                ours, *theirs = compare(prepare("cybn", task), *copies(task.array(), pool))
                 return FLOOR_ARRAYS[operation] / 2 * min(theirs) / ours
 
             return self.mean(ratio)
@@ -72,7 +57,7 @@ class Limits:
         """Times as fast as cybn.reference."""
 
         def ratio(task):
-            ours, theirs = in_turns(prepare("cybn", task), prepare("numpy", task))
+            ours, theirs = compare(prepare("cybn", task), prepare("numpy", task))
             return theirs / ours
 
         return self.mean(ratio)

@@ -1,0 +1,27 @@
+"""How what asv does not time itself is timed: in turns, by medians, and averaged over the layers of a network."""
+
+import math
+import statistics
+import time
+
+
+def seconds(call, duration, least):
+    """Of a call, the median of `least` calls or of as many as fit into `duration` seconds."""
+    times = []
+    end = time.perf_counter() + duration
+    while len(times) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def in_turns(measures, rounds):
+    """The median of each over rounds in which all have their turn."""
+    times = [[measure() for measure in measures] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def geometric_mean(values, counts):
+    """Of values that occur so often."""
+    return math.exp(sum(n * math.log(v) for v, n in zip(values, counts, strict=True)) / sum(counts))
