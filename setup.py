@@ -110,9 +110,9 @@ def extension(name):
     return Extension(
         f"cybn.{name}",
         [f"src/cybn/{name.replace('.', '/')}.pyx"],
-        include_dirs=[numpy.get_include(), "src/cybn/_kernels"],
+        include_dirs=[numpy.get_include(), "src/cybn", "src/cybn/_kernels"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
-        depends=[str(path) for end in ("pxd", "pxi", "h") for path in Path("src/cybn/_kernels").glob(f"*.{end}")],
+        depends=[str(path) for end in ("pxd", "pxi", "h") for path in Path("src/cybn").rglob(f"*.{end}")],
     )
 
 
@@ -131,6 +131,7 @@ setup(
             "wraparound": False,
             "cdivision": True,
             "initializedcheck": False,
+            "freethreading_compatible": True,
         },
     ),
 )

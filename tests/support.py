@@ -58,12 +58,16 @@ def raises(kind, message, *untouched):
     assert [a.tobytes() for a in untouched] == before
 
 
-def python(code, **environment):
-    """Run code in a fresh interpreter; what it prints."""
-    clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and not k.startswith("CYBN_")}
+def clean_environment(**changes):
+    """The environment without what sets cybn's threads, and with `changes`."""
+    return {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS" and not k.startswith("CYBN_")} | changes
+
+
+def python(code, wrapper=(), **environment):
+    """Run code in a fresh interpreter, `wrapper` before it; what it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=clean | environment,
+        [*wrapper, sys.executable, "-c", textwrap.dedent(code)],
+        env=clean_environment(**environment),
         capture_output=True,
         text=True,
         timeout=60,

@@ -111,8 +111,8 @@ checkout = pytest.mark.skipif(not SOURCE.is_dir(), reason="the sources are not a
 
 # Who may import whom: arrows point down only.
 BELOW = {
-    "__init__": {"_config", "_memory", "_threads", "functional", "layers", "reference"},
-    "_config": {"_kernels", "_memory", "_ops", "_threads"},
+    "__init__": {"_config", "_memory", "_threads", "_version", "functional", "layers", "reference"},
+    "_config": {"_kernels", "_memory", "_ops", "_threads", "_version"},
     "layers": {"_ops"},
     "functional": {"_ops"},
     "reference": set(),
@@ -120,7 +120,9 @@ BELOW = {
     "_schedule": {"_environment", "_kernels.kernels", "_threads"},
     "_arrays": {"_kernels.kernels", "_memory"},
     "_memory": {"_environment"},
-    "_threads": {"_environment"},
+    "_threads": {"_cgroup", "_environment"},
+    "_cgroup": set(),
+    "_version": set(),
     "_environment": set(),
 }
 

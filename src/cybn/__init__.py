@@ -1,9 +1,10 @@
 """Batch normalization for NumPy on the CPU: at the speed of memory, the same bits on every machine."""
 
 from cybn import reference
-from cybn._config import __version__, show_config
+from cybn._config import show_config
 from cybn._memory import empty_cache
 from cybn._threads import get_num_threads, num_threads, set_num_threads
+from cybn._version import __version__
 from cybn.functional import (
     batch_norm,
     batch_norm_apply,

@@ -1,10 +1,7 @@
 """What this cybn is: version, compiler, kernels, threads."""
 
-from importlib.metadata import version
-
 from cybn import _kernels, _memory, _ops, _threads
-
-__version__ = version("cybn")
+from cybn._version import __version__
 
 
 def show_config(mode="stdout"):
@@ -19,8 +16,10 @@ def show_config(mode="stdout"):
     -------
     dict or None
         With "dicts": ``version``, ``compiler``, ``kernels`` (the build in use), ``kernels available``, ``openmp`` (the
-        specification's date, or None), ``threads`` (what a call in this thread may use) and ``cached bytes`` (memory
-        of dead results that is kept for new ones, see `cybn.empty_cache`).
+        specification's date; None: built without), ``threads`` (what a call in this thread may use), ``processors``
+        (that this thread may run on), ``cpu quota`` (processors that the control groups pay for, read when cybn was
+        imported; None: no quota), ``helpers`` (threads that cybn has started) and ``cached bytes`` (memory of dead
+        results that is kept for new ones, see `cybn.empty_cache`).
 
     Raises
     ------
@@ -36,11 +35,14 @@ def show_config(mode="stdout"):
         "kernels available": ", ".join(_kernels.builds),
         "openmp": _threads.openmp_version or None,
         "threads": _threads.get_num_threads(),
+        "processors": _threads.processors(),
+        "cpu quota": _threads.cpu_quota,
+        "helpers": _threads.helpers(),
         "cached bytes": _memory.cached_bytes(),
     }
     if mode == "dicts":
         return config
     width = max(map(len, config))
     for name, value in config.items():
-        print(f"{name:<{width}}  {value if value is not None else 'no (built without)'}")
+        print(f"{name:<{width}}  {'none' if value is None else value}")
     return None

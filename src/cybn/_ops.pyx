@@ -62,7 +62,7 @@ from cybn._schedule cimport (
     sum_of_powers,
     weigh_blocks,
 )
-from cybn._threads cimport choose_threads
+from cybn._threads cimport wished_threads
 
 cnp.import_array()
 
@@ -156,7 +156,7 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
     cdef double *p
     self.axis = channel_axis(x, axis)
     lay_out(job, &self.layout, x, self.axis)
-    self.threads = choose_threads(num_threads)
+    self.threads = wished_threads(num_threads)
     self.channels = n = job.channels
     self.size = cnp.PyArray_SIZE(x)
     self.count = job.outer * job.inner

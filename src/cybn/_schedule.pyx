@@ -3,7 +3,6 @@
 Between the sweeps over the elements stand the finishers: per channel, in double, they combine the slices and turn
 statistics into the coefficients of the second sweep.
 """
-from cython.parallel cimport parallel, prange
 from libc.math cimport fabs
 from cython cimport floating
 from libc.string cimport memcpy, memset
@@ -22,7 +21,7 @@ from cybn._kernels.kernels cimport (
     slice_start,
     verb,
 )
-from cybn._threads cimport usable_threads
+from cybn._threads cimport ALL, AWAKE, IDLE, MOST_SHARES, share_out, usable_threads
 
 cdef enum:
     SHORT = 64              # runs shorter than this are treated as rows of channels
@@ -38,6 +37,8 @@ cdef enum:
     SHORT_PIECE = 1024      # bytes in one piece that an owner reads at least where its group fits L2
     LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
     SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
+    WAKE = 512 * 1024       # bytes below which it is not worth waking helpers that sleep
+    COMPETE = 32 << 20      # bytes from which helpers take part in the competition for processors that are busy
 
 cdef double WIDE = 18446744073709551616.0   # 2**64
 
@@ -333,11 +334,45 @@ cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py
             work(job, first_channel(&s, piece), last_channel(&s, piece), piece)
 
 
+cdef struct Sweeps:
+    # What the shares of a call have in common.
+    Job *job
+    const Channels *v
+    verb reduce
+    verb apply
+    finisher finish
+    Plan plan
+    Py_ssize_t shares
+    Py_ssize_t phases       # of a band: reduce, finish, apply, or those of them that there are
+
+
+cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
+    """The groups of a share, one after the other."""
+    cdef const Sweeps *s = <const Sweeps *> context
+    cdef Py_ssize_t width = s.plan.width, groups = ceil_div(s.job.channels, width), g
+    for g in range(groups * share // s.shares, groups * (share + 1) // s.shares):
+        group(s.job, s.v, s.reduce, s.finish, s.apply, g * width, min((g + 1) * width, s.job.channels))
+
+
+cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
+    """A share of one phase of a band."""
+    cdef const Sweeps *s = <const Sweeps *> context
+    cdef Py_ssize_t band = step // s.phases * s.plan.band, phase = step % s.phases + (s.reduce == NULL)
+    cdef Py_ssize_t n = min(s.plan.band, s.job.channels - band)
+    if phase == 0:
+        sweep(s.job, &s.plan, s.reduce, band, share, False)
+    elif phase == 1:
+        s.finish(s.job, s.v, band + n * share // s.shares, band + n * (share + 1) // s.shares)
+    else:
+        sweep(s.job, &s.plan, s.apply, band, share, True)
+
+
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
-    """reduce -> finish -> apply over the whole array; reduce and apply may be NULL."""
+    """reduce -> finish -> apply over the whole array; reduce and apply may be NULL. `threads`: the wish, 0: none."""
     cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
-    cdef Py_ssize_t operands, groups, band, stop, t
-    cdef Plan plan
+    cdef Py_ssize_t operands, groups, t
+    cdef Sweeps sweeps
+    cdef int worth
     # Not in place: there the lines have been read anyway.
     job.stream = (apply != NULL and result >= STREAM and job.out.direct and job.out.data != job.x.data
                   and job.out.data != job.dy.data and job.out.data != job.residual.data
@@ -347,42 +382,27 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     if reduce != NULL:
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
-    plan = make_plan(job, operands, reduce != NULL, apply != NULL, usable_threads(threads), L2, L3)
-    lay_out_partial(job, &plan)
-    groups = ceil_div(job.channels, plan.width)
-    if plan.threads == 1:
-        if plan.owner:
-            for t in range(groups):
-                group(job, v, reduce, finish, apply, t * plan.width, min((t + 1) * plan.width, job.channels))
-            return
-        band = 0
-        while band < job.channels:
-            if reduce != NULL:
-                sweep(job, &plan, reduce, band, 0, False)
-            finish(job, v, band, min(band + plan.band, job.channels))
-            if apply != NULL:
-                sweep(job, &plan, apply, band, 0, True)
-            band += plan.band
-        return
-    with parallel(num_threads=plan.threads):
-        if plan.owner:
-            for t in prange(groups, schedule='dynamic'):
-                group(job, v, reduce, finish, apply, t * plan.width, min((t + 1) * plan.width, job.channels))
-        else:
-            # Share t of each phase goes to the same thread, so the second sweep starts in its own cache.
-            band = 0
-            while band < job.channels:
-                stop = min(band + plan.band, job.channels)
-                if reduce != NULL:
-                    for t in prange(plan.threads, schedule='static', chunksize=1):
-                        sweep(job, &plan, reduce, band, t, False)
-                for t in prange(plan.threads, schedule='static', chunksize=1):
-                    finish(job, v, band + (stop - band) * t // plan.threads,
-                           band + (stop - band) * (t + 1) // plan.threads)
-                if apply != NULL:
-                    for t in prange(plan.threads, schedule='static', chunksize=1):
-                        sweep(job, &plan, apply, band, t, True)
-                band = stop
+    if operands * result >= SERIAL:
+        threads = usable_threads(threads)
+    else:
+        threads = 1
+    sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, L3)
+    lay_out_partial(job, &sweeps.plan)
+    sweeps.job = job
+    sweeps.v = v
+    sweeps.reduce = reduce
+    sweeps.finish = finish
+    sweeps.apply = apply
+    worth = AWAKE if operands * result < WAKE else IDLE if operands * result < COMPETE else ALL
+    if sweeps.plan.owner:
+        groups = ceil_div(job.channels, sweeps.plan.width)
+        sweeps.shares = min(groups, <Py_ssize_t> MOST_SHARES)
+        share_out(own, &sweeps, 1, sweeps.shares, sweeps.plan.threads, worth)
+    else:
+        sweeps.shares = sweeps.plan.threads
+        sweeps.phases = 1 + (reduce != NULL) + (apply != NULL)
+        share_out(meet, &sweeps, ceil_div(job.channels, sweeps.plan.band) * sweeps.phases, sweeps.shares,
+                  sweeps.plan.threads, worth)
 
 
 # ----------------------------------------------------------------------------------------------------------- finishers

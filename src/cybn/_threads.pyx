@@ -1,11 +1,14 @@
-"""How many threads a call uses, and when it must stay serial. The only file that names omp.h.
+"""How many threads a call uses, and the team that does its work. The only file that names omp.h.
 
 In order of precedence: the call's `num_threads`, `with num_threads(n)` (this Python thread), `set_num_threads(n)`
-(the process), CYBN_NUM_THREADS, and what OpenMP would take (OMP_NUM_THREADS, limits set by threadpoolctl), which is
-at most the processors this process may run on. The number never changes a result.
+(the process), CYBN_NUM_THREADS, OMP_NUM_THREADS, and else the smallest of the processors this thread may run on, the
+control groups' quota and what OpenMP would take (which is how threadpoolctl limits cybn). The number never changes a
+result.
 """
 import operator
+import os
 
+from cybn import _cgroup
 from cybn._environment import number
 
 cdef extern from *:
@@ -15,8 +18,13 @@ cdef extern from *:
     #define CYBN_OPENMP _OPENMP
     #else
     #define CYBN_OPENMP 0
-    static int omp_get_max_threads(void) { return 1; }
+    #include <limits.h>
+    static int omp_get_max_threads(void) { return INT_MAX; }
     static int omp_in_parallel(void) { return 0; }
+    #endif
+    #if CYBN_OPENMP < 200805
+    #include <limits.h>
+    static int omp_get_thread_limit(void) { return INT_MAX; }
     #endif
 
     #if defined(_MSC_VER)
@@ -28,32 +36,47 @@ cdef extern from *:
     /* Threads asked for by `with num_threads(n)` in this thread; 0: none. */
     static CYBN_THREAD_LOCAL int cybn_local_threads = 0;
 
-    /* libgomp hangs when a thread that owned a team before fork() starts one in the child: the team's threads are
-       gone. So the one thread that crossed the fork stays serial; threads made in the child are free. The handler is
-       C's and not os.register_at_fork because servers written in C fork without telling Python. */
-    static CYBN_THREAD_LOCAL int cybn_forked = 0;
-    #if CYBN_OPENMP && !defined(_WIN32)
-    #include <pthread.h>
-    static void cybn_in_child(void) { cybn_forked = 1; }
-    static int cybn_guard_fork(void) { return pthread_atfork(NULL, NULL, cybn_in_child); }
+    /* Processors that this thread may run on. */
+    #if defined(__linux__)
+    #include <sched.h>
+    #include <unistd.h>
+    static int cybn_processors(void) {
+        cpu_set_t set;      /* of 1,024; the system refuses where it has more */
+        return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    }
+    #elif defined(_WIN32)
+    static int cybn_processors(void) { return INT_MAX; }
     #else
-    static int cybn_guard_fork(void) { return 0; }
+    #include <unistd.h>
+    static int cybn_processors(void) { return (int)sysconf(_SC_NPROCESSORS_ONLN); }
     #endif
     """
     int CYBN_OPENMP
     int omp_get_max_threads() nogil
+    int omp_get_thread_limit() nogil
     int omp_in_parallel() nogil
+    int cybn_processors() nogil
     int cybn_local_threads
-    int cybn_forked
-    int cybn_guard_fork()
+
+cdef extern from "_team.h":
+    void cybn_team(work_on_share work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads,
+                   int worth) noexcept nogil
+    int cybn_helpers() noexcept
+    long cybn_helped() noexcept
+    int cybn_prepare_team() noexcept
 
 openmp_version = CYBN_OPENMP
-"""Date (yyyymm) of the OpenMP specification the compiler implements; 0: built without OpenMP."""
+"""Date (yyyymm) of the OpenMP specification whose settings are followed; 0: built without OpenMP."""
+
+cpu_quota = _cgroup.processors()
+"""Processors that the control groups' quota pays for, at import; None: no quota."""
 
 cdef enum:
-    MOST = 4096     # threads that anyone can mean
+    MOST = 1024     # threads that anyone can mean
 
-cdef int process_threads = 0    # set_num_threads or CYBN_NUM_THREADS; 0: OpenMP's choice
+cdef int process_threads = 0    # set_num_threads or CYBN_NUM_THREADS; 0: neither
+cdef int quota = MOST if cpu_quota is None else min(cpu_quota, MOST)
+cdef int omp_num_threads = 0    # OMP_NUM_THREADS; 0: not set
 
 
 cdef int positive(object n) except -1:
@@ -69,22 +92,53 @@ cdef int positive(object n) except -1:
     return min(n, MOST)
 
 
-cdef int choose_threads(object num_threads) except -1:
-    """The number of threads a call may use."""
-    if num_threads is not None:
-        return positive(num_threads)
-    if cybn_local_threads:
-        return cybn_local_threads
-    if process_threads:
-        return process_threads
-    return omp_get_max_threads()
+cdef int wished_threads(object num_threads) except -1:
+    """The argument of a call: None is 0, which leaves it to `usable_threads`."""
+    return 0 if num_threads is None else positive(num_threads)
 
 
-cdef int usable_threads(int wanted) noexcept nogil:
-    """1 where a team cannot or must not be started: without OpenMP, after fork, inside a parallel region."""
-    if CYBN_OPENMP == 0 or cybn_forked or omp_in_parallel():
+cdef int usable_threads(int wished) noexcept nogil:
+    """Threads that a call in this thread may use. 1 inside a parallel region, whose threads have the processors."""
+    if omp_in_parallel():
         return 1
-    return wanted
+    if wished == 0:
+        wished = cybn_local_threads
+    if wished == 0:
+        wished = process_threads
+    if wished == 0:
+        wished = omp_num_threads if omp_num_threads else min(cybn_processors(), quota)
+        wished = min(wished, omp_get_max_threads(), omp_get_thread_limit())
+    return max(1, min(wished, MOST))
+
+
+cdef void share_out(work_on_share work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads,
+                    int worth) noexcept nogil:
+    """work(context, step, share) for all shares of all steps, a step when the one before it is done.
+
+    By the calling thread and at most `threads` - 1 helpers, of which `worth` says more.
+    """
+    cdef Py_ssize_t step, share
+    if threads == 1:
+        for step in range(steps):
+            for share in range(shares):
+                work(context, step, share)
+    else:
+        cybn_team(work, context, steps, shares, threads, worth)
+
+
+def helpers():
+    """Threads of cybn's that help the calls of this process. They start with the first call that is worth it."""
+    return cybn_helpers()
+
+
+def helped():
+    """How often a helper took part in a call of this process."""
+    return cybn_helped()
+
+
+def processors():
+    """Processors that this thread may run on."""
+    return cybn_processors()
 
 
 def set_num_threads(n):
@@ -115,10 +169,11 @@ def get_num_threads():
     -------
     int
         From `num_threads` (context manager), else `set_num_threads`, else the environment variable
-        ``CYBN_NUM_THREADS``, else OpenMP's own choice (``OMP_NUM_THREADS``, the processors available). 1 when cybn
-        was built without OpenMP and in a thread that has crossed a fork. Small arrays use fewer.
+        ``CYBN_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the smallest of the processors this thread may run on, the
+        control groups' CPU quota (rounded down, at least 1) and OpenMP's own limits, which threadpoolctl sets. 1 inside
+        an OpenMP parallel region. Small arrays use fewer.
     """
-    return usable_threads(choose_threads(None))
+    return usable_threads(0)
 
 
 class num_threads:
@@ -153,5 +208,9 @@ class num_threads:
 
 
 process_threads = min(number("CYBN_NUM_THREADS", 0, least=1, what="a positive integer"), MOST)
-if cybn_guard_fork() != 0:
+# The outermost level of the list that it may be. What is no number is OpenMP's to complain about.
+omp_first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+omp_num_threads = min(int(omp_first), MOST) if omp_first.isdecimal() else 0
+del omp_first
+if cybn_prepare_team() != 0:
     raise ImportError("cybn could not register its fork handler (pthread_atfork failed)")

@@ -1,6 +1,9 @@
 """The layers: parameters, running statistics and modes around the functions, named as in PyTorch."""
 
 import operator
+import os
+from threading import RLock, get_ident
+from weakref import WeakSet
 
 import numpy as np
 
@@ -10,6 +13,18 @@ __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 IN_PLACE_LEAST_WEIGHT = 1e-3
 """The smallest ``abs(weight)`` of `BatchNorm` in place. A division by it costs three of float32's seven digits."""
+
+_layers = WeakSet()  # all there are
+
+
+def _renew_locks():
+    """In a forked child nobody is left to release what another thread held."""
+    for layer in tuple(_layers):
+        layer._lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class BatchNorm:
@@ -71,6 +86,9 @@ class BatchNorm:
     A training forward pass keeps references to what `backward` needs (its input, mask and weights, and the result of
     an activation behind a residual): do not change them in between. An evaluation pass keeps nothing unless asked to.
 
+    Threads may share a layer in evaluation mode, without a lock and with the same bits. Training passes of several
+    threads wait for one another, and `backward` refuses a pass that another thread's has replaced.
+
     Examples
     --------
     >>> import numpy as np, cybn
@@ -128,6 +146,7 @@ class BatchNorm:
                 f"got {self.activation!r}{slope}"
             )
         self.training = True
+        self._guard()
         self.weight = np.empty(self.num_features, self.dtype) if self.affine else None
         self.bias = np.empty(self.num_features, self.dtype) if self.affine and bias else None
         self.running_mean = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
@@ -163,26 +182,29 @@ class BatchNorm:
             )  # fmt: skip
             self._saved = None
             return y
-        update = training and self.track_running_stats
-        batch_stats = training or not self.track_running_stats
-        given = update or not batch_stats
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1 / (self.num_batches_tracked + 1) if update else 0.0
-        y, mean, invstd = _ops.batch_norm_forward(
-            x, self.running_mean if given else None, self.running_var if given else None, self.weight, self.bias,
-            batch_stats, momentum, self.eps, self.axis, out, num_threads, 1,
-            self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
-        )  # fmt: skip
-        self._saved = None
-        if save:
-            overwritten = out is not None and np.shares_memory(x, y)
-            output = y if self.in_place or (residual is not None and self.activation is not None) else None
-            self._saved = _Saved(
-                None if overwritten else x, mean, invstd, batch_stats, output, mask, sample_weight, residual is not None
-            )
-        if update and x.size and (mask is None or np.any(mask)):
-            self.num_batches_tracked += 1
+        with self._lock:
+            update = training and self.track_running_stats
+            batch_stats = training or not self.track_running_stats
+            given = update or not batch_stats
+            momentum = self.momentum
+            if momentum is None:
+                momentum = 1 / (self.num_batches_tracked + 1) if update else 0.0
+            y, mean, invstd = _ops.batch_norm_forward(
+                x, self.running_mean if given else None, self.running_var if given else None, self.weight, self.bias,
+                batch_stats, momentum, self.eps, self.axis, out, num_threads, 1,
+                self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
+            )  # fmt: skip
+            kept = None
+            if save:
+                overwritten = out is not None and np.shares_memory(x, y)
+                output = y if self.in_place or (residual is not None and self.activation is not None) else None
+                kept = _Saved(
+                    None if overwritten else x, mean, invstd, batch_stats, output, mask, sample_weight,
+                    residual is not None,
+                )  # fmt: skip
+            self._keep(kept)
+            if update and x.size and (mask is None or np.any(mask)):
+                self.num_batches_tracked += 1
         return y
 
     def forward(
@@ -262,28 +284,42 @@ class BatchNorm:
         Raises
         ------
         RuntimeError
-            If no `forward` has kept what is needed.
+            If no `forward` has kept what is needed, or another thread's has replaced it.
         TypeError, ValueError
             As `cybn.batch_norm_backward`.
         """
-        saved = self._saved
-        if saved is None:
-            raise RuntimeError(
-                "backward needs a forward before it: call forward(x) in training mode, "
-                "or forward(x, save_for_backward=True) in evaluation mode"
-            )
-        if self.in_place and saved.x is None:
-            saved.x, saved.output = self._restore_input(saved, num_threads), None
-        if saved.x is None:
-            raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
-        grad_input, grad_weight, grad_bias, *grad_residual = _ops.batch_norm_backward(
-            grad_output, saved.x, saved.mean, saved.invstd, self.weight, saved.training, self.axis, out, num_threads,
-            self.bias, self.activation, self.negative_slope, saved.output, saved.mask, saved.sample_weight,
-            saved.residual,
-        )  # fmt: skip
-        self.grad_weight = None if self.weight is None else grad_weight
-        self.grad_bias = None if self.bias is None else grad_bias
-        return (grad_input, *grad_residual) if saved.residual else grad_input
+        with self._lock:
+            if get_ident() in self._lost:
+                raise RuntimeError(
+                    "backward needs the last forward: another thread has called forward on this layer since"
+                )
+            saved = self._saved
+            if saved is None:
+                raise RuntimeError(
+                    "backward needs a forward before it: call forward(x) in training mode, "
+                    "or forward(x, save_for_backward=True) in evaluation mode"
+                )
+            if self.in_place and saved.x is None:
+                saved.x, saved.output = self._restore_input(saved, num_threads), None
+            if saved.x is None:
+                raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
+            grad_input, grad_weight, grad_bias, *grad_residual = _ops.batch_norm_backward(
+                grad_output, saved.x, saved.mean, saved.invstd, self.weight, saved.training, self.axis, out,
+                num_threads, self.bias, self.activation, self.negative_slope, saved.output, saved.mask,
+                saved.sample_weight, saved.residual,
+            )  # fmt: skip
+            saved.used = True
+            self.grad_weight = None if self.weight is None else grad_weight
+            self.grad_bias = None if self.bias is None else grad_bias
+            return (grad_input, *grad_residual) if saved.residual else grad_input
+
+    def _keep(self, saved):
+        """For `backward`. A thread whose pass another's has replaced, unfinished, must not get that one's."""
+        thread, before = get_ident(), self._saved
+        if before is not None and before.thread != thread and not before.used:
+            self._lost.add(before.thread)
+        self._lost.discard(thread)
+        self._saved = saved
 
     def _check_in_place(self, x, residual, out):
         """Return x, where the result goes, if it can be computed back."""
@@ -332,20 +368,23 @@ class BatchNorm:
 
     def reset_running_stats(self):
         """Set `running_mean` to 0, `running_var` to 1 and `num_batches_tracked` to 0."""
-        if self.track_running_stats:
-            self.running_mean[...] = 0
-            self.running_var[...] = 1
-        self.num_batches_tracked = 0 if self.track_running_stats else None
+        with self._lock:
+            if self.track_running_stats:
+                self.running_mean[...] = 0
+                self.running_var[...] = 1
+            self.num_batches_tracked = 0 if self.track_running_stats else None
 
     def reset_parameters(self):
         """Set `weight` to 1, `bias` to 0, and forget running statistics, gradients and the last pass."""
-        self.reset_running_stats()
-        if self.weight is not None:
-            self.weight[...] = 1
-        if self.bias is not None:
-            self.bias[...] = 0
-        self.grad_weight = self.grad_bias = None
-        self._saved = None
+        with self._lock:
+            self.reset_running_stats()
+            if self.weight is not None:
+                self.weight[...] = 1
+            if self.bias is not None:
+                self.bias[...] = 0
+            self.grad_weight = self.grad_bias = None
+            self._saved = None
+            self._lost.clear()
 
     def state_dict(self):
         """Return copies of the parameters and running statistics, under PyTorch's names.
@@ -356,9 +395,10 @@ class BatchNorm:
             Of those that the layer has: ``weight``, ``bias``, ``running_mean``, ``running_var`` (arrays of shape (C,))
             and ``num_batches_tracked`` (int64 array of shape ()).
         """
-        state = {name: array.copy() for name, array in self._arrays().items()}
-        if self.track_running_stats:
-            state["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
+        with self._lock:
+            state = {name: array.copy() for name, array in self._arrays().items()}
+            if self.track_running_stats:
+                state["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
         return state
 
     def load_state_dict(self, state):
@@ -398,9 +438,10 @@ class BatchNorm:
             counter = _integer("num_batches_tracked", np.asarray(state["num_batches_tracked"])[()])
             if counter < 0:
                 raise ValueError(f"num_batches_tracked must not be negative, got {counter}")
-        for name, value in new.items():
-            arrays[name][...] = value
-        self.num_batches_tracked = counter
+        with self._lock:
+            for name, value in new.items():
+                arrays[name][...] = value
+            self.num_batches_tracked = counter
 
     def _arrays(self):
         names = ("weight", "bias", "running_mean", "running_var")
@@ -419,7 +460,18 @@ class BatchNorm:
 
     def __getstate__(self):
         # A pickled or copied layer carries its state, not the activations of its last pass.
-        return {**self.__dict__, "_saved": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_saved", "_lost", "_lock")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._guard()
+
+    def _guard(self):
+        """Begin with no pass and no thread inside. Training and `backward` hold the lock, evaluation needs none."""
+        self._saved = None
+        self._lost = set()  # threads whose pass another thread's has replaced
+        self._lock = RLock()
+        _layers.add(self)
 
 
 class BatchNorm1d(BatchNorm):
@@ -443,7 +495,7 @@ class BatchNorm3d(BatchNorm):
 class _Saved:
     """What `backward` needs of a forward pass. (Not a NamedTuple, which takes half a microsecond to make.)"""
 
-    __slots__ = ("invstd", "mask", "mean", "output", "residual", "sample_weight", "training", "x")
+    __slots__ = ("invstd", "mask", "mean", "output", "residual", "sample_weight", "thread", "training", "used", "x")
 
     def __init__(self, x, mean, invstd, training, output, mask, sample_weight, residual):
         self.x = x
@@ -454,6 +506,8 @@ class _Saved:
         self.mask = mask
         self.sample_weight = sample_weight
         self.residual = residual
+        self.thread = get_ident()
+        self.used = False
 
 
 def _integer(name, value):

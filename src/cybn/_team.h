@@ -1,0 +1,306 @@
+/* A team: the calling thread, and helpers of the process that are free.
+
+   OpenMP's teams were given up for what they do to the process around them: a team that crossed a fork hangs, each
+   calling thread gets a pool of its own, idle threads spin for milliseconds, a call waits for every thread of its team
+   to be scheduled (16 ms instead of 5 us where other processes want the processors), and a thread that cannot be started
+   ends the process. Here the work lies in shares that whoever comes first takes. The caller never waits for a helper to
+   come, only for shares that are being worked on; helpers that do not come, or have died in a fork, are not missed. */
+#ifndef CYBN_TEAM_H
+#define CYBN_TEAM_H
+
+typedef void (*cybn_work)(void *context, Py_ssize_t step, Py_ssize_t share);
+
+/* Which helpers the work is worth: those that are awake, those that find an idle processor, all. */
+enum { CYBN_AWAKE, CYBN_IDLE, CYBN_ALL };
+
+enum {
+    CYBN_MOST_SHARES = 1024,
+    CYBN_MOST_STEPS = 255,
+    CYBN_SPIN = 50 * 1000   /* ns that who waits burns before it sleeps; waking up takes as long */
+};
+
+#if defined(_WIN32)
+/* No helpers yet. */
+static int cybn_prepare_team(void) { return 0; }
+static int cybn_helpers(void) { return 0; }
+static long cybn_helped(void) { return 0; }
+static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads, int worth) {
+    Py_ssize_t step, share;
+    (void)threads; (void)worth;
+    for (step = 0; step < steps; step++)
+        for (share = 0; share < shares; share++) work(context, step, share);
+}
+#else
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#define CYBN_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define CYBN_PAUSE() __asm__ __volatile__("isb")
+#else
+#define CYBN_PAUSE() ((void)0)
+#endif
+
+typedef struct cybn_task {
+    struct cybn_task *next;
+    cybn_work work;
+    void *context;
+    Py_ssize_t steps, shares;
+    Py_ssize_t done;        /* shares, over all steps (atomic) */
+    pthread_t caller;
+    int processor;          /* where the caller is */
+    int worth;
+    int helpers;            /* wished for */
+    int room;               /* helpers that may still come (under the lock) */
+    int inside;             /* helpers that came and have not left (atomic; grows under the lock only) */
+    unsigned char taken[CYBN_MOST_SHARES];  /* the steps in which the share was taken (atomic) */
+} cybn_task;
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t wanted, finished;
+    cybn_task *tasks;
+    int room;               /* of all tasks (atomic; changes under the lock) */
+    int helpers;            /* threads that were started */
+    long helped;            /* how often one took part (atomic) */
+    int idle;               /* those that look for work and do not sleep (atomic; changes under the lock) */
+    int sleepers;           /* who waits in `finished` (atomic) */
+} cybn_pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, 0, 0, 0, 0, 0};
+
+#define CYBN_LOAD(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
+#define CYBN_ADD(p, n) __atomic_add_fetch(p, n, __ATOMIC_SEQ_CST)
+
+static long long cybn_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+typedef struct {
+    int pauses;
+    long long end;
+} cybn_patience;
+
+/* A pause; whether to go on spinning. */
+static int cybn_spin(cybn_patience *patience) {
+    CYBN_PAUSE();
+    if (++patience->pauses % 32) return 1;
+    if (patience->end == 0) patience->end = cybn_now() + CYBN_SPIN;
+    return cybn_now() < patience->end;
+}
+
+/* After *counter has changed: who sleeps for it must look. (It counts itself first and looks then; here it is the other
+   way round, so one of the two sees the other.) */
+static void cybn_tell(void) {
+    if (CYBN_LOAD(&cybn_pool.sleepers)) {
+        pthread_mutex_lock(&cybn_pool.lock);
+        pthread_cond_broadcast(&cybn_pool.finished);
+        pthread_mutex_unlock(&cybn_pool.lock);
+    }
+}
+
+static int cybn_reached(const cybn_task *task, Py_ssize_t done) {
+    return done < 0 ? CYBN_LOAD(&task->inside) == 0 : CYBN_LOAD(&task->done) >= done;
+}
+
+/* Until so many shares are done; -1: until no helper is inside. */
+static void cybn_await(const cybn_task *task, Py_ssize_t done) {
+    cybn_patience patience = {0, 0};
+    while (!cybn_reached(task, done)) {
+        if (cybn_spin(&patience)) continue;
+        pthread_mutex_lock(&cybn_pool.lock);
+        CYBN_ADD(&cybn_pool.sleepers, 1);
+        while (!cybn_reached(task, done)) pthread_cond_wait(&cybn_pool.finished, &cybn_pool.lock);
+        CYBN_ADD(&cybn_pool.sleepers, -1);
+        pthread_mutex_unlock(&cybn_pool.lock);
+    }
+}
+
+/* All steps, each when the one before is done. `first`: the share to begin with, so that a thread finds in its caches
+   what it had in the step before. */
+static void cybn_take_part(cybn_task *task, Py_ssize_t first) {
+    Py_ssize_t step, i, share;
+    for (step = 0; step < task->steps; step++) {
+        for (i = 0; i < task->shares; i++) {
+            unsigned char before = (unsigned char)step;
+            share = first + i < task->shares ? first + i : first + i - task->shares;
+            if (__atomic_load_n(&task->taken[share], __ATOMIC_RELAXED) != before
+                || !__atomic_compare_exchange_n(&task->taken[share], &before, (unsigned char)(step + 1), 0,
+                                                __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+                continue;
+            task->work(task->context, step, share);
+            CYBN_ADD(&task->done, 1);
+            cybn_tell();
+        }
+        cybn_await(task, (step + 1) * task->shares);
+    }
+}
+
+/* A task with room, and a place in it; under the lock. */
+static cybn_task *cybn_enter(void) {
+    cybn_task *task;
+    for (task = cybn_pool.tasks; task != NULL; task = task->next) {
+        if (task->room > 0 && CYBN_LOAD(&task->done) < task->steps * task->shares) {
+            task->room--;
+            CYBN_ADD(&cybn_pool.room, -1);
+            CYBN_ADD(&task->inside, 1);
+            CYBN_ADD(&cybn_pool.idle, -1);
+            return task;
+        }
+    }
+    return NULL;
+}
+
+/* The next task, spinning for a while if that is wished, and sleeping then. */
+static cybn_task *cybn_next(int spinning) {
+    cybn_task *task = NULL;
+    cybn_patience patience = {0, 0};
+    while (task == NULL) {
+        spinning = spinning && cybn_spin(&patience);
+        if (spinning && CYBN_LOAD(&cybn_pool.room) == 0) continue;
+        pthread_mutex_lock(&cybn_pool.lock);
+        task = cybn_enter();
+        while (task == NULL && !spinning) {
+            CYBN_ADD(&cybn_pool.idle, -1);
+            pthread_cond_wait(&cybn_pool.wanted, &cybn_pool.lock);
+            CYBN_ADD(&cybn_pool.idle, 1);
+            task = cybn_enter();
+        }
+        pthread_mutex_unlock(&cybn_pool.lock);
+    }
+    return task;
+}
+
+/* Whether a helper may take part. Where all processors are busy it wakes up on the caller's, would take the caller's time,
+   and sleep again before the system thinks of moving it. If the work is large it moves itself, to where the caller may
+   run and is not; otherwise it leaves: between other processes it would get its turn, lose it in the middle of a share,
+   and have the caller wait for milliseconds. */
+#if defined(__linux__)
+static int cybn_processor(void) { return sched_getcpu(); }
+static int cybn_may_help(const cybn_task *task) {
+    cpu_set_t others;
+    if (cybn_processor() != task->processor) return 1;
+    if (task->worth < CYBN_ALL || pthread_getaffinity_np(task->caller, sizeof others, &others) != 0) return 0;
+    CPU_CLR(task->processor, &others);
+    return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
+}
+#else
+static int cybn_processor(void) { return -1; }
+static int cybn_may_help(const cybn_task *task) { (void)task; return 1; }
+#endif
+
+static void *cybn_help(void *number) {
+#if defined(__linux__)
+    pthread_setname_np(pthread_self(), "cybn");     /* for who looks at the process */
+#endif
+    int spinning = 1;
+    for (;;) {
+        cybn_task *task = cybn_next(spinning);
+        int place = (int)((size_t)number % (size_t)task->helpers) + 1;
+        spinning = cybn_may_help(task);
+        if (spinning) {
+            CYBN_ADD(&cybn_pool.helped, 1);
+            cybn_take_part(task, place * task->shares / (task->helpers + 1));
+        }
+        CYBN_ADD(&cybn_pool.idle, 1);
+        CYBN_ADD(&task->inside, -1);    /* the last access to it */
+        cybn_tell();
+    }
+    return NULL;
+}
+
+/* One more helper; 0 where the system refuses, which costs time and nothing else. Signals are for the threads of the
+   program. The stack does not depend on the C library's choice (musl: 128 KB). */
+static int cybn_hire(size_t number) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    int hired;
+    if (pthread_attr_init(&attributes) != 0) return 0;
+    pthread_attr_setstacksize(&attributes, 1024 * 1024);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    hired = pthread_create(&thread, &attributes, cybn_help, (void *)number) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return hired;
+}
+
+/* work(context, step, share) for every share of every step, the steps one after the other, by the calling thread and at
+   most threads - 1 helpers. */
+static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads, int worth) {
+    cybn_task task, **link;
+    int idle = CYBN_LOAD(&cybn_pool.idle), room = threads - 1, missing = 0, number = 0;
+    if (worth == CYBN_AWAKE && room > idle) room = idle;
+    task.work = work;
+    task.context = context;
+    task.worth = worth;
+    task.steps = steps;
+    task.shares = shares;
+    task.done = 0;
+    task.caller = pthread_self();
+    task.processor = cybn_processor();
+    task.helpers = task.room = room;
+    task.inside = 0;
+    memset(task.taken, 0, shares);
+    if (room > 0) {
+        pthread_mutex_lock(&cybn_pool.lock);
+        task.next = cybn_pool.tasks;
+        cybn_pool.tasks = &task;
+        CYBN_ADD(&cybn_pool.room, room);
+        missing = room - CYBN_LOAD(&cybn_pool.idle);
+        if (cybn_pool.helpers < room) {
+            number = cybn_pool.helpers;
+            cybn_pool.helpers = room;
+            CYBN_ADD(&cybn_pool.idle, room - number);
+            for (; number < room; number++) {
+                if (cybn_hire((size_t)number)) continue;
+                CYBN_ADD(&cybn_pool.idle, number - room);
+                cybn_pool.helpers = number;
+                break;
+            }
+        }
+        pthread_mutex_unlock(&cybn_pool.lock);
+        for (; missing > 0; missing--) pthread_cond_signal(&cybn_pool.wanted);
+    }
+    cybn_take_part(&task, 0);
+    if (room > 0) {
+        pthread_mutex_lock(&cybn_pool.lock);
+        for (link = &cybn_pool.tasks; *link != &task; link = &(*link)->next) {}
+        *link = task.next;
+        CYBN_ADD(&cybn_pool.room, -task.room);
+        pthread_mutex_unlock(&cybn_pool.lock);
+        cybn_await(&task, -1);
+    }
+}
+
+/* Helpers of this process. */
+static int cybn_helpers(void) {
+    int n;
+    pthread_mutex_lock(&cybn_pool.lock);
+    n = cybn_pool.helpers;
+    pthread_mutex_unlock(&cybn_pool.lock);
+    return n;
+}
+
+static long cybn_helped(void) { return CYBN_LOAD(&cybn_pool.helped); }
+
+/* In the child of a fork only the thread that forked exists: no helper, no task, and nobody who would open the lock. The
+   handler is C's and not os.register_at_fork because servers written in C fork without telling Python. */
+static void cybn_in_child(void) {
+    pthread_mutex_init(&cybn_pool.lock, NULL);
+    pthread_cond_init(&cybn_pool.wanted, NULL);
+    pthread_cond_init(&cybn_pool.finished, NULL);
+    cybn_pool.tasks = NULL;
+    cybn_pool.room = cybn_pool.helpers = cybn_pool.idle = cybn_pool.sleepers = 0;
+    cybn_pool.helped = 0;
+}
+
+static int cybn_prepare_team(void) { return pthread_atfork(NULL, NULL, cybn_in_child); }
+#endif
+#endif
