@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each sets up all it needs in .venv and rebuilds what was edited.
+# `make demo`, `make test`, `make service`: each sets up all it needs in .venv and rebuilds what was edited.
 
 PYTHON ?= python3
 VENV   := .venv

@@ -1,11 +1,16 @@
 """The service in examples/service: every request gets its answer, whatever came before it, whichever worker it is."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
 import tracemalloc
 import urllib.error
 import urllib.request
@@ -64,7 +69,7 @@ def app(path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SERVICE_NETWORK", str(path))
         patch.delenv("SERVICE_THREADS", raising=False)
-        with service.threadpool_limits():  # which restores what the application limits
+        with service.threadpool_limits(1, user_api="blas"):  # which restores what the application limits
             yield service.create_app()
     cybn.set_num_threads(threads)
 
@@ -393,6 +398,15 @@ def answers_of_workers(url, count):
     return answers
 
 
+def wait_for_end(pid):
+    deadline = time.monotonic() + 10
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(pid, 0)
+            time.sleep(0.01)
+        raise AssertionError(f"{pid} lives")
+
+
 def stop(process):
     """Asked politely, it goes, and its workers with it."""
     process.terminate()
@@ -427,9 +441,9 @@ def test_gunicorn_forks_a_service_that_has_run(path, client):
 
         victim, survivor = answers
         os.kill(victim, signal.SIGKILL)
+        wait_for_end(victim)
         later = answers_of_workers(url, 2)
-        while victim in later:  # it may have accepted a connection before it died
-            later = answers_of_workers(url, 2)
+        assert len(later) == 2
         assert survivor in later
         assert set(later.values()) == {want}
         stop(process)
@@ -452,3 +466,17 @@ def test_uvicorn_answers_from_several_threads(path, client):
         assert post(url, bytes(service.MAX_BYTES + 1), NPY)[0] == 413
         assert post(url, LARGEST, NPY) == (200, process.pid, want)
         stop(process)
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_under_load_only_a_killed_worker_loses_requests(path):
+    load = networks.__file__.replace("networks.py", "service/load.py")
+    run = subprocess.run(
+        [sys.executable, load, "--mode", "gunicorn", "--workers", "2", "--seconds", "1"],
+        env=os.environ | environment(path),
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Another has taken its place." in run.stdout

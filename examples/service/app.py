@@ -114,7 +114,7 @@ async def read(request):
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refused(415, "Content-Encoding", "none", reprlib.repr(request.headers["content-encoding"]))
     length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > (MAX_BYTES if "expect" in request.headers else MAX_DISCARDED):
+    if length.isdecimal() and int(length[:20]) > (MAX_BYTES if "expect" in request.headers else MAX_DISCARDED):
         raise Refused(413, "body", f"at most {MAX_BYTES} bytes", f"Content-Length {length[:20]}")
     body, size = bytearray(), 0
     try:

@@ -114,7 +114,17 @@ def run_wrk(url, body, kind, args, progress, halfway=None):
     """What post.lua prints in the end."""
     process = subprocess.Popen(
         [
-            *("wrk", "--threads", "1", "--connections", str(args.connections), "--duration", f"{args.seconds}s"),
+            *(
+                "wrk",
+                "--timeout",
+                "10s",
+                "--threads",
+                "1",
+                "--connections",
+                str(args.connections),
+                "--duration",
+                f"{args.seconds}s",
+            ),
             *("--script", HERE / "post.lua", f"{url}/predict", "--", body, kind),
         ],
         stdout=subprocess.PIPE,
@@ -143,28 +153,35 @@ def run_wrk(url, body, kind, args, progress, halfway=None):
     return json.loads(output.splitlines()[-1])
 
 
-def sockets(pid):
-    count = 0
+def connections(pid, port):
+    """How many clients are connected with this process."""
+    links = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            count += os.readlink(link).startswith("socket:")
-    return count
+            links.add(os.readlink(link))
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    established = "01"
+    return sum(
+        local.endswith(f":{port:04X}") and state == established and f"socket:[{inode}]" in links
+        for _, local, _, state, _, _, _, _, _, inode, *_ in rows
+    )
 
 
 def run_and_kill(url, body, kind, args, progress):
-    """The load again, in the middle of which a worker is killed: its result, and what the worker had in flight."""
-    (victim, *_) = workers_seen(url, args.workers)
-    idle = sockets(victim)
-    in_flight = 0
+    """The load again, in the middle of which the busiest worker is killed: the result, and what it had in flight."""
+    workers = workers_seen(url, args.workers)
+    port = int(url.rpartition(":")[2])
+    killed = {}
 
     def kill():
-        nonlocal in_flight
-        in_flight = sockets(victim) - idle  # wrk has one request under way on every connection
+        in_flight = {pid: connections(pid, port) for pid in workers}  # wrk waits for an answer on every connection
+        victim = max(in_flight, key=in_flight.get)
         os.kill(victim, signal.SIGKILL)
+        killed[victim] = in_flight[victim]
 
     result = run_wrk(url, body, kind, args, progress, halfway=kill)
-    workers_seen(url, args.workers, without=[victim])
-    return result, in_flight
+    workers_seen(url, args.workers, without=killed)
+    return result, sum(killed.values())
 
 
 ROW = "{:<10} {:<28} {:>10} {:>9} {:>9} {:>9} {:>9} {:>8}".format
