@@ -14,9 +14,10 @@ BENCH ?= .
 # The service: MODE=gunicorn (WORKERS processes) or MODE=uvicorn (WORKERS threads), a port of 127.0.0.1.
 PORT ?= 8000
 WORKERS ?= $(shell nproc)
-serve-gunicorn = PORT=$(PORT) WEB_CONCURRENCY=$(WORKERS) $(BIN)/python -m gunicorn --config examples/service/gunicorn.conf.py
-serve-uvicorn  = WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) $(BIN)/python -m uvicorn --host 127.0.0.1 --port $(PORT) \
-	--app-dir examples --factory service.app:create_app --no-access-log
+serve-gunicorn = OMP_WAIT_POLICY=passive PORT=$(PORT) WEB_CONCURRENCY=$(WORKERS) \
+	$(BIN)/python -m gunicorn --config examples/service/gunicorn.conf.py
+serve-uvicorn  = OMP_WAIT_POLICY=passive WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) \
+	$(BIN)/python -m uvicorn --host 127.0.0.1 --port $(PORT) --app-dir examples --factory service.app:create_app --no-access-log
 
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 

@@ -416,7 +416,7 @@ def stop(process):
 
 
 def environment(path):
-    return {"SERVICE_NETWORK": str(path), "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    return {"SERVICE_NETWORK": str(path), "OMP_NUM_THREADS": "2"}
 
 
 def test_gunicorn_forks_a_service_that_has_run(path, client):

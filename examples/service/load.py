@@ -53,15 +53,16 @@ def serve(mode, workers=CORES, **environment):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    settings = {"OMP_WAIT_POLICY": "passive", "PORT": str(port)}
     if mode == "gunicorn":
-        environment = {"PORT": str(port), "WEB_CONCURRENCY": str(workers), "SERVICE_THREADS": "0"} | environment
+        settings |= {"WEB_CONCURRENCY": str(workers), "SERVICE_THREADS": "0"}
     else:
-        environment = {"WEB_CONCURRENCY": "1", "SERVICE_THREADS": str(workers)} | environment
+        settings |= {"WEB_CONCURRENCY": "1", "SERVICE_THREADS": str(workers)}
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log:
         # A session of its own: Ctrl-C does not reach it, and what is left of it can be ended as a group.
         process = subprocess.Popen(
-            command(mode, port), env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+            command(mode, port), env=os.environ | settings | environment, stdout=log, stderr=log, start_new_session=True
         )
         try:
             deadline = time.monotonic() + START_SECONDS
