@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each sets up all it needs in .venv and rebuilds what was edited.
+# `make demo`, `make test`, `make service`: each sets up all it needs in .venv and rebuilds what was edited.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -11,12 +11,30 @@ ASV    := cd benchmarks && ../$(BIN)/asv
 COMMITS ?= 5
 BENCH ?= .
 
+# The service: MODE=gunicorn (WORKERS processes) or MODE=uvicorn (WORKERS threads), a port of 127.0.0.1.
+PORT ?= 8000
+WORKERS ?= $(shell nproc)
+serve-gunicorn = OMP_WAIT_POLICY=passive PORT=$(PORT) WEB_CONCURRENCY=$(WORKERS) \
+	$(BIN)/python -m gunicorn --config examples/service/gunicorn.conf.py
+serve-uvicorn  = OMP_WAIT_POLICY=passive WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) \
+	$(BIN)/python -m uvicorn --host 127.0.0.1 --port $(PORT) --app-dir examples --factory service.app:create_app --no-access-log
+
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
-.PHONY: demo test bench dashboard bench-compare test-dashboard compare performance plots lint clean
+.PHONY: demo service load test bench dashboard bench-compare test-dashboard compare performance plots lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
 	$(BIN)/python examples/digits.py
+
+service: $(VENV)/.installed $(VENV)/.service digits.npz  ## the trained network over HTTP
+	$(or $(serve-$(or $(MODE),gunicorn)),$(error MODE is gunicorn or uvicorn, got $(MODE)))
+
+load: $(VENV)/.installed $(VENV)/.service digits.npz  ## how much the service bears: starts it, or asks the one at URL
+	$(BIN)/python examples/service/load.py --workers $(WORKERS) $(if $(MODE),--mode $(MODE)) $(if $(URL),--url $(URL)) \
+		$(if $(DURATION),--seconds $(DURATION))
+
+digits.npz: examples/networks.py | $(VENV)/.installed $(VENV)/.examples
+	$(BIN)/python examples/digits.py --only-save
 
 test: $(VENV)/.installed $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest
