@@ -11,6 +11,8 @@ __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 IN_PLACE_LEAST_WEIGHT = 1e-3
 """The smallest ``abs(weight)`` of `BatchNorm` in place. A division by it costs three of float32's seven digits."""
 
+MOST_FEATURES = 2**48
+
 
 class BatchNorm:
     """Batch normalization over inputs of any rank: (N, C), (N, C, L), (N, C, H, W), (N, C, D, H, W), ...
@@ -102,6 +104,8 @@ class BatchNorm:
         self.num_features = _integer("num_features", num_features)
         if self.num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
+        if self.num_features > MOST_FEATURES:
+            raise ValueError(f"num_features must be at most {MOST_FEATURES}, got {num_features}")
         self.eps = _number("eps", eps)
         if not 0 <= self.eps < np.inf:
             raise ValueError(f"eps must be a finite number and not negative, got {eps}")
