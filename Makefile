@@ -69,7 +69,8 @@ sanitize: .venv-sanitize/.installed  ## the suite under AddressSanitizer and Und
 	$(ASAN) HYPOTHESIS_PROFILE=sanitize .venv-sanitize/bin/python -m pytest --capture=sys -p no:faulthandler -o timeout=900 \
 		$(patsubst %,--ignore=tests/test_%.py,$(UNSANITIZED))
 
-# Without instrumented OpenMP its barriers are not seen, and every team is a race. TSan cannot place its memory where the kernel has randomized too much of it.
+# Without instrumented OpenMP its barriers are not seen, and every team is a race.
+# TSan cannot place its memory where the kernel has randomized too much of it.
 tsan: .venv-tsan/.installed  ## threads under ThreadSanitizer
 	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" OMP_NUM_THREADS=4 PYTHONMALLOC=malloc \
 		TSAN_OPTIONS="suppressions=tests/tsan.supp exitcode=66" \
