@@ -311,7 +311,7 @@ cdef int read_activation(Call call, object activation, object negative_slope) ex
         call.job.negative_slope = real_number(negative_slope, "negative_slope")
         if not call.job.negative_slope >= 0 or not isfinite(call.job.negative_slope):
             raise ValueError(f"negative_slope must be a finite number and not negative, "
-                             f"got {call.job.negative_slope}")
+                             f"got {negative_slope}")
     else:
         raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
     return 0
@@ -622,7 +622,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     read_weights(call, data, mask, sample_weight)
     v.count = real_number(count, "count")
     if not v.count > 0 or not isfinite(v.count):
-        raise ValueError(f"count must be a positive number of values per channel, got {v.count}")
+        raise ValueError(f"count must be a positive number of values per channel, got {count}")
     dx = as_out(out, data, dy)
     check_weights(call, dx)
     open_gate(call, output, data, dx)
