@@ -21,7 +21,8 @@ serve-uvicorn  = OMP_WAIT_POLICY=passive WEB_CONCURRENCY=1 SERVICE_THREADS=$(WOR
 
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
-.PHONY: demo service load test bench dashboard bench-compare test-dashboard compare performance plots lint clean
+.PHONY: demo service load test sanitize tsan valgrind bench dashboard bench-compare test-dashboard compare performance \
+	plots lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
 	$(BIN)/python examples/digits.py
@@ -76,8 +77,30 @@ plots: $(VENV)/.created $(VENV)/.plots  ## draw docs/performance/ again from the
 lint: $(VENV)/.dev  ## what pre-commit runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/cython-lint src
 
+# What is loaded into a Python that was built without it. Leaks cannot be told from what CPython keeps until its end.
+ASAN = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	UBSAN_OPTIONS=print_stacktrace=1
+# Without what starts processes or forks (the tool would be loaded into them) and what measures memory or pictures.
+UNSANITIZED := benchmarks dashboard package performance config memory threads team embedding service
+
+sanitize: .venv-sanitize/.installed  ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(ASAN) HYPOTHESIS_PROFILE=sanitize .venv-sanitize/bin/python -m pytest --capture=sys -p no:faulthandler -o timeout=900 \
+		$(patsubst %,--ignore=tests/test_%.py,$(UNSANITIZED))
+
+# TSan cannot place its memory where the kernel has randomized too much of it.
+tsan: .venv-tsan/.installed  ## threads under ThreadSanitizer
+	LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" OMP_NUM_THREADS=4 PYTHONMALLOC=malloc \
+		TSAN_OPTIONS="suppressions=tests/tsan.supp exitcode=66" \
+		PYTHONPATH=tests setarch -R .venv-tsan/bin/python tests/sanitize_run.py
+
+valgrind: $(VENV)/.installed $(VENV)/.test  ## small arrays under memcheck: what has a frame of cybn counts
+	PYTHONPATH=tests PYTHONMALLOC=malloc valgrind --quiet --log-file=build/valgrind.log --num-callers=30 \
+		$(BIN)/python tests/sanitize_run.py --small
+	! grep -B 30 -E "cybn|_ops|_arrays|_schedule|_memory|_kernels|baseline|x86_v3" build/valgrind.log
+
 clean:
-	rm -rf $(VENV) build src/*.egg-info
+	rm -rf $(VENV) .venv-sanitize .venv-tsan build src/*.egg-info
 
 # Dependency groups, each installed once and again when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml | $(VENV)/.created
@@ -96,6 +119,16 @@ $(VENV)/.installed: $(SOURCES) | $(VENV)/.build
 	.venv-compare/bin/python -m pip --quiet install --upgrade pip
 	.venv-compare/bin/python -m pip --disable-pip-version-check --quiet install --group build --group compare
 	.venv-compare/bin/python -m pip --disable-pip-version-check --quiet install \
+		--no-build-isolation --no-deps --force-reinstall .
+	touch $@
+
+.venv-sanitize/.installed: SANITIZERS = address,undefined
+.venv-tsan/.installed: SANITIZERS = thread
+.venv-sanitize/.installed .venv-tsan/.installed: $(SOURCES)
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet install --upgrade pip
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --group build --group test
+	CYBN_SANITIZE=$(SANITIZERS) $(@D)/bin/python -m pip --disable-pip-version-check --quiet install \
 		--no-build-isolation --no-deps --force-reinstall .
 	touch $@
 

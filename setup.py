@@ -1,6 +1,8 @@
 """The extension modules, their flags and the OpenMP probe. Everything else is in pyproject.toml.
 
 CYBN_OPENMP=required: fail when the compiler has no OpenMP; off: do not look for it; unset: use it if it is there.
+CYBN_SANITIZE=address,undefined, or another argument of gcc's -fsanitize: a build to look for errors with, in a build
+directory of its own.
 """
 
 import os
@@ -45,6 +47,11 @@ KERNEL_FLAGS = {}
 if platform.machine().lower() in ("x86_64", "amd64") and os.name == "posix":
     KERNEL_FLAGS["cybn._kernels.x86_v3"] = ["-march=x86-64-v3"]
 
+# -O1 and -g1: the frames of a report, without the minutes that variables would take. What is undefined is fatal.
+SANITIZE = os.environ.get("CYBN_SANITIZE", "")
+SANITIZE_LINK = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+SANITIZE_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", *SANITIZE_LINK]
+
 
 def openmp_candidates(compiler):
     """Pairs (compile flags, link flags) to try."""
@@ -82,7 +89,9 @@ class BuildExt(build_ext):
             extension.extra_compile_args = FLAGS[compiler] + compile_flags + KERNEL_FLAGS.get(extension.name, [])
             if extension.name.startswith("cybn._kernels."):
                 extension.extra_compile_args.append(INLINE[compiler])
-            extension.extra_link_args = link_flags
+            extension.extra_link_args = link_flags + SANITIZE_LINK
+            if SANITIZE:
+                extension.extra_compile_args.extend(SANITIZE_FLAGS)
         # setuptools rebuilds what is older than its sources; other flags must rebuild too.
         stamp = Path(self.build_temp, "flags")
         now = repr([(e.extra_compile_args, e.extra_link_args) for e in self.extensions])
@@ -118,6 +127,7 @@ def extension(name):
 
 setup(
     cmdclass={"build_ext": BuildExt},
+    options={"build": {"build_base": f"build/{SANITIZE}"}} if SANITIZE else {},
     ext_modules=cythonize(
         [
             *(extension(name) for name in ("_kernels.baseline", "_kernels.processor")),

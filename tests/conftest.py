@@ -14,7 +14,9 @@ settings.register_profile(
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("cybn")
+# Where each example takes ten times as long: `make sanitize`.
+settings.register_profile("sanitize", settings.get_profile("cybn"), max_examples=10)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "cybn"))
 
 
 @pytest.fixture(scope="module", params=list(_kernels.builds))

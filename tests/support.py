@@ -311,6 +311,38 @@ def within(got, want, bar, name):
         )
 
 
+def doubled(arguments):
+    return {k: v.astype(np.float64) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
+
+
+def assert_like_reference(name, training, arguments, **changes):
+    """Against the reference on float64 copies; the running statistics too."""
+    state = ("running_mean", "running_var")
+    got_state = {k: arguments[k].copy() for k in state}
+    want_state = {k: arguments[k].astype(np.float64) for k in state}
+    got = call(name, arguments | got_state, training, **changes)
+    want = call(name, doubled(arguments) | want_state, training, function=getattr(cybn.reference, name), **changes)
+    if not isinstance(got, tuple):
+        got, want = (got,), (want,)
+    assert len(got) == len(want)
+    results = zip((*got, *got_state.values()), (*want, *want_state.values()), strict=True)
+    for a, b in results:
+        single = np.float32 in (arguments["x"].dtype, np.asarray(a).dtype)
+        scale = max(np.abs(b).max(initial=0), size_of_terms(arguments) if "backward" in name else 1)
+        # The sums over a batch are as exact as their terms; test_kernels has the exact bars.
+        scale *= max(1, rows_of(arguments["x"], arguments["axis"]).shape[1]) if np.ndim(a) < 2 else 1
+        np.testing.assert_allclose(a, b, rtol=0, atol=(4e-6 if single else 1e-12) * scale)
+
+
+def size_of_terms(p):
+    """The largest that is added up in a gradient (the result may be much smaller)."""
+    per_channel = {k: np.abs(v).max(initial=0) for k, v in p.items() if isinstance(v, np.ndarray)}
+    invstd, weight = per_channel["invstd"], per_channel.get("weight", 1)
+    x_hat = np.abs(rows_of(p["x"], p["axis"]) - p["mean"][:, None]).max(initial=0) * invstd
+    mean_terms = (per_channel["sum_dy"] + x_hat * invstd * per_channel["sum_dy_xmu"]) / p["count"]
+    return max(1, invstd) * max(1, weight) * (per_channel["grad_output"] * (1 + x_hat**2) + mean_terms)
+
+
 # ------------------------------------------------------------------------------------------------------------ protocols
 
 

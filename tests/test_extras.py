@@ -692,6 +692,17 @@ def test_what_cannot_be_inverted_is_refused():
     assert repr(layer).endswith("bias=True, in_place=True)")
 
 
+def test_in_place_the_gradient_is_not_the_output():
+    """Which becomes the input again, before the gradient would be read."""
+    layer = cybn.BatchNorm(3, in_place=True)
+    y = layer(np.random.default_rng(0).normal(size=(8, 3)))
+    with raises(
+        ValueError, "grad_output must share no memory with the layer's output in place, got overlapping arrays", y
+    ):
+        layer.backward(y)
+    assert layer.backward(np.ones_like(y)).shape == (8, 3)
+
+
 def test_in_place_takes_half_of_the_memory():
     """Fifty layers ``a = BN(W a)``: each keeps its input for W's gradient, and what BN keeps."""
     peaks = [
@@ -708,7 +719,7 @@ def test_in_place_takes_half_of_the_memory():
                 inputs.append(a)
                 a = layer(a @ w)
             for layer, w in zip(reversed(layers), reversed(weights)):
-                d = layer.backward(a if layer is layers[-1] else d)
+                d = layer.backward(np.ones_like(a) if layer is layers[-1] else d)
                 x = inputs.pop()
                 d, gradient = d @ w.T, x.T @ d
             print(tracemalloc.get_traced_memory()[1])

@@ -6,17 +6,21 @@ cdef struct Layout:
     # How x lies in memory: its axes from the slowest to the fastest, those of size 1 left out.
     Py_ssize_t ndim
     int axes[64]
+    Py_ssize_t sides[64]
+    int rank        # x's own
+    int type
 
+cdef ndarray view_array(object value, str name, bint writeable)
 cdef ndarray as_data(object value, str name)
 cdef ndarray as_same(object value, str name, ndarray x)
 cdef ndarray as_out(object out, ndarray x, ndarray grad_output)
 cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout)
 cdef int check_overlap(ndarray out, ndarray other, str name) except -1
+cdef int check_apart(ndarray a, str name, ndarray other, str other_name) except -1
 cdef int channel_axis(ndarray x, object axis) except -1
 cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept
-cdef void describe(Operand *op, const Layout *layout, ndarray a) noexcept
+cdef int describe(Operand *op, const Layout *layout, ndarray a) except -1
 cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) except -1
 cdef ndarray as_running(object value, str name, Py_ssize_t channels)
 cdef ndarray new_vector(Py_ssize_t channels, int dtype, const double *values)
 cdef void write_vector(ndarray to, const double *values) noexcept
-cdef int vector_dtype(object value, ndarray x)

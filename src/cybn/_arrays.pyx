@@ -39,17 +39,20 @@ cdef ndarray view_array(object value, str name, bint writeable):
     """`value` as a plain ndarray; without a copy if it is to be written to."""
     if type(value) is ndarray:
         return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a float32 or float64 array, got a masked array (its mask would be lost)")
+    cdef str wanted = "bool" if name == "mask" else "float32 or float64"
+    if issubclass(type(value), np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a {wanted} array, got a masked array (its mask would be lost)")
     kind = type(value).__name__
     try:
         if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
         return np.asarray(value, copy=False if writeable else None)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:      # of the object, which may raise what it likes
         if writeable:
             raise TypeError(f"{name} must be viewable as an array without a copy, got {kind}") from error
-        raise TypeError(f"{name} must be a float32 or float64 array, got {kind} ({error})") from error
+        raise TypeError(f"{name} must be a {wanted} array, got {kind} ({error})") from error
 
 
 cdef ndarray as_data(object value, str name):
@@ -75,7 +78,7 @@ cdef ndarray as_same(object value, str name, ndarray x):
 
 
 cdef int channel_axis(ndarray x, object axis) except -1:
-    cdef Py_ssize_t index, ndim = cnp.PyArray_NDIM(x)
+    cdef Py_ssize_t index, ndim
     if type(axis) is not int:
         if isinstance(axis, (bool, np.bool_)):
             raise TypeError(f"axis must be an integer, got {axis!r}")
@@ -83,6 +86,9 @@ cdef int channel_axis(ndarray x, object axis) except -1:
             axis = operator.index(axis)
         except TypeError:
             raise TypeError(f"axis must be an integer, got {axis!r}") from None
+        except Exception as error:
+            raise TypeError(f"axis must be an integer, got {type(axis).__name__} ({error})") from error
+    ndim = cnp.PyArray_NDIM(x)
     if not -ndim <= axis < ndim:
         raise ValueError(f"x must have an axis {axis} for the channels, got shape {shape_of(x)}")
     index = axis
@@ -109,6 +115,8 @@ cdef void sort_axes(ndarray a, Layout *layout) noexcept:
             i -= 1
         layout.axes[i] = <int> d
         layout.ndim += 1
+    for i in range(layout.ndim):
+        layout.sides[i] = PyArray_DIMS(a)[layout.axes[i]]
 
 
 cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept:
@@ -116,6 +124,8 @@ cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept:
     cdef Py_ssize_t d
     cdef bint seen = False
     sort_axes(x, layout)
+    layout.rank = cnp.PyArray_NDIM(x)
+    layout.type = cnp.PyArray_TYPE(x)
     job.channels = PyArray_DIMS(x)[axis]
     job.outer = 1
     job.inner = 1
@@ -133,9 +143,23 @@ cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept:
             job.outer *= PyArray_DIMS(x)[layout.axes[d]]
 
 
-cdef void describe(Operand *op, const Layout *layout, ndarray a) noexcept:
+cdef int check_layout(const Layout *layout, ndarray a) except -1:
+    """Whether `a` is what was laid out: code of other arguments, as `__array__`, may have changed it since."""
+    cdef Py_ssize_t d
+    cdef bint same = cnp.PyArray_NDIM(a) == layout.rank and cnp.PyArray_TYPE(a) == layout.type
+    if same:
+        for d in range(layout.ndim):
+            same &= PyArray_DIMS(a)[layout.axes[d]] == layout.sides[d]
+    if not same:
+        raise ValueError("x, and what has its shape, must keep shape and dtype during the call, "
+                         f"got {a.dtype} of shape {shape_of(a)} in the end")
+    return 0
+
+
+cdef int describe(Operand *op, const Layout *layout, ndarray a) except -1:
     """The operand for an array of x's shape, traversed in x's memory order."""
     cdef Py_ssize_t d, n = 0, size, stride
+    check_layout(layout, a)
     op.data = PyArray_BYTES(a)
     for d in range(layout.ndim):
         size = PyArray_DIMS(a)[layout.axes[d]]
@@ -153,6 +177,7 @@ cdef void describe(Operand *op, const Layout *layout, ndarray a) noexcept:
         n = 1
     op.ndim = n
     op.direct = n == 1 and op.stride[0] == cnp.PyArray_ITEMSIZE(a) and PyArray_ISALIGNED(a)
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------------------- weights
@@ -178,22 +203,26 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
     cdef object value = mask if sample_weight is None else sample_weight
     cdef ndarray a = view_array(value, name, False)
     cdef Py_ssize_t d, ndim = cnp.PyArray_NDIM(x)
+    check_layout(layout, x)
     if mask is not None and sample_weight is not None:
         raise ValueError("mask and sample_weight must not be given together, got both")
     if sample_weight is None and cnp.PyArray_TYPE(a) != cnp.NPY_BOOL:
         raise TypeError(f"mask must be a bool array, got {kind_of(a, value)}")
     if sample_weight is not None and not is_real(a):
         raise TypeError(f"sample_weight must be a float32 or float64 array, got {kind_of(a, value)}")
-    if sample_weight is not None and cnp.PyArray_SIZE(a) > 0 and not (a.min() >= 0 and a.max() < np.inf):
-        wrong = (<object> a)[~((a >= 0) & (a < np.inf))][0]
-        raise ValueError(f"sample_weight must be finite and not negative, got {wrong}")
     cdef tuple rest = (<object> x).shape[:axis] + (<object> x).shape[axis + 1:]
+    cdef object fitting = None
     cdef bint sorted_axes = True
     for d in range(1, layout.ndim):
         sorted_axes &= layout.axes[d - 1] < layout.axes[d]
     # (What is usual first: the rest of this takes longer than the normalization of a small array.)
     if (<object> a).shape != rest:
-        a = np.broadcast_to((<object> a).reshape(spread_shape(a, name, rest)), rest)
+        fitting = spread_shape(a, name, rest)
+    if sample_weight is not None and cnp.PyArray_SIZE(a) > 0 and not (a.min() >= 0 and a.max() < np.inf):
+        wrong = (<object> a)[~((a >= 0) & (a < np.inf))][0]
+        raise ValueError(f"sample_weight must be finite and not negative, got {wrong}")
+    if fitting is not None:
+        a = np.broadcast_to((<object> a).reshape(fitting), rest)
     if not sorted_axes:
         # Memory order: the axes that the layout leaves out have one element.
         order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]
@@ -266,6 +295,12 @@ cdef int check_overlap(ndarray out, ndarray other, str name) except -1:
     return 0
 
 
+cdef int check_apart(ndarray a, str name, ndarray other, str other_name) except -1:
+    if overlap(a, other):
+        raise ValueError(f"{name} must share no memory with {other_name}, got overlapping arrays")
+    return 0
+
+
 cdef ndarray as_out(object out, ndarray x, ndarray grad_output):
     """A new array in x's memory layout, or the caller's `out`, which may be x or grad_output (if any) itself."""
     cdef ndarray a
@@ -301,6 +336,7 @@ cdef ndarray as_vector(object value, str name, Py_ssize_t channels, bint writeab
 
 
 cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) except -1:
+    """Its values, as doubles. Return the type they had."""
     cdef ndarray a = as_vector(value, name, channels, False)
     cdef char *p = PyArray_BYTES(a)
     cdef Py_ssize_t c, stride = PyArray_STRIDES(a)[0]
@@ -318,7 +354,7 @@ cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) ex
     else:
         for c in range(channels):
             memcpy(to + c, p + c * stride, sizeof(double))
-    return 0
+    return cnp.PyArray_TYPE(a)
 
 
 cdef ndarray as_running(object value, str name, Py_ssize_t channels):
@@ -326,14 +362,9 @@ cdef ndarray as_running(object value, str name, Py_ssize_t channels):
     cdef ndarray a = as_vector(value, name, channels, True)
     if not PyArray_ISWRITEABLE(a):
         raise ValueError(f"{name} must be writeable when training, got a read-only array")
+    if overlaps_itself(a):
+        raise ValueError(f"{name} must not overlap itself, got strides {(<object> a).strides} for shape {shape_of(a)}")
     return a
-
-
-cdef int vector_dtype(object value, ndarray x):
-    """The dtype of a parameter's gradient: the parameter's, x's when there is none."""
-    if value is None:
-        return cnp.PyArray_TYPE(x)
-    return cnp.PyArray_TYPE(view_array(value, "weight", False))
 
 
 cdef void write_vector(ndarray to, const double *values) noexcept:

@@ -27,12 +27,13 @@ from cybn._arrays cimport (
     as_same,
     as_weights,
     channel_axis,
+    check_apart,
     check_overlap,
     describe,
     lay_out,
     new_vector,
     read_vector,
-    vector_dtype,
+    view_array,
     write_vector,
 )
 from cybn._kernels.kernels cimport (
@@ -88,6 +89,8 @@ cdef extern from *:
 cdef enum:
     WITH_GIL = 32 * 1024    # bytes below which giving up the GIL costs more than other threads gain
 
+cdef Py_ssize_t MOST_CHANNELS = <Py_ssize_t> 1 << 48     # a stride of 0 can claim more than bytes can be counted
+
 compiler = CYBN_COMPILER.decode()
 """Name and version of the compiler that built this module."""
 
@@ -128,8 +131,13 @@ cdef class Call:
     cdef int type
     cdef int threads
     cdef int axis
+    cdef int dtype          # of the parameters' gradients: weight's, x's where there is none
+    # Held until the kernels have read them: the caller may have given a list.
+    cdef ndarray x
     cdef ndarray weights
     cdef ndarray block_weights
+    cdef ndarray residual
+    cdef ndarray output
 
     def __dealloc__(self):
         PyMem_RawFree(self.memory)
@@ -154,14 +162,18 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
     cdef Py_ssize_t axes, n, partial = 0
     cdef Py_ssize_t *q
     cdef double *p
-    self.axis = channel_axis(x, axis)
-    lay_out(job, &self.layout, x, self.axis)
     self.threads = wished_threads(num_threads)
+    self.axis = channel_axis(x, axis)
+    self.x = as_data(x, "x")    # again: an object that is an integer may have done anything to it
+    lay_out(job, &self.layout, x, self.axis)
     self.channels = n = job.channels
+    if n > MOST_CHANNELS:
+        raise MemoryError(f"no memory for the statistics of {n} channels")
     self.size = cnp.PyArray_SIZE(x)
     self.count = job.outer * job.inner
     self.v.count = <double> self.count
     self.type = cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT64
+    self.dtype = cnp.PyArray_TYPE(x)
     if self.size > 0:
         decompose(job)
         partial = partial_size(job)
@@ -196,7 +208,6 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
     q = place_axes(&job.gated, axes, q)
     job.counts = <double *> q
     job.partial = line_start(job.counts + job.slices)
-    describe(&job.x, &self.layout, x)
     job.source = &job.x
     return self
 
@@ -207,7 +218,7 @@ cdef inline double *spare(Call call) noexcept:
 
 cdef int read_parameters(Call call, object weight, object bias) except -1:
     if weight is not None:
-        read_vector(weight, "weight", call.channels, call.memory + 10 * call.channels)
+        call.dtype = read_vector(weight, "weight", call.channels, call.memory + 10 * call.channels)
         call.v.weight = call.memory + 10 * call.channels
     if bias is not None:
         read_vector(bias, "bias", call.channels, call.memory + 11 * call.channels)
@@ -215,26 +226,45 @@ cdef int read_parameters(Call call, object weight, object bias) except -1:
     return 0
 
 
-cdef void execute(Call call, verb reduce, finisher finish, verb apply) noexcept:
+cdef int execute(Call call, verb reduce, finisher finish, verb apply) except -1:
     cdef Job *job = &call.job
+    describe(&job.x, &call.layout, call.x)
     if call.size == 0:
-        return
+        return 0
+    if job.weights != NULL and cnp.PyArray_SIZE(call.weights) * job.channels != call.size:
+        raise ValueError("sample_weight must keep its shape during the call")
     if call.size * job.itemsize < WITH_GIL:
         run(job, &call.v, reduce, finish, apply, 1)
     else:
         with nogil:
             run(job, &call.v, reduce, finish, apply, call.threads)
+    return 0
 
 
 cdef double real_number(object value, str name) except? -1:
-    if type(value) is float or type(value) is int:
+    if type(value) is float:
         return value
     if isinstance(value, cnp.ndarray):
         if value.ndim != 0 or value.dtype.kind not in "fiu":
             raise TypeError(f"{name} must be a real number, got an array of {value.dtype} and shape {value.shape}")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        kind = type(value).__name__
+        raise ValueError(f"{name} must be a number that a float can hold, got a larger {kind}") from None
+    except Exception as error:
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__} ({error})") from error
+
+
+cdef bint truth(object value, str name) except -1:
+    if value is True or value is False:
+        return value
+    try:
+        return bool(value)
+    except Exception as error:
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__} ({error})") from error
 
 
 cdef double check_eps(object eps, bint training) except? -1:
@@ -273,13 +303,15 @@ cdef void update_running(double *running, const double *new, double share, doubl
 cdef int read_activation(Call call, object activation, object negative_slope) except -1:
     if activation is None:
         return 0
-    if activation == "relu":
+    cdef object name = activation if isinstance(activation, str) else ""    # an array's == has no truth value
+    if name == "relu":
         call.job.activation = RELU
-    elif activation == "leaky_relu":
+    elif name == "leaky_relu":
         call.job.activation = LEAKY_RELU
         call.job.negative_slope = real_number(negative_slope, "negative_slope")
         if not call.job.negative_slope >= 0 or not isfinite(call.job.negative_slope):
-            raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
+            raise ValueError(f"negative_slope must be a finite number and not negative, "
+                             f"got {negative_slope}")
     else:
         raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
     return 0
@@ -302,38 +334,43 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) e
     return 0
 
 
+cdef int check_weights(Call call, ndarray out) except -1:
+    """They are read until the end."""
+    if call.weights is not None:
+        check_apart(out, "out", call.weights, "sample_weight")
+    return 0
+
+
 cdef double positive_weights(Call call) noexcept:
     return call.v.count if call.job.masked else sum_of_powers(&call.job, 0)
 
 
 cdef bint read_masked_output(object masked_output) except -1:
-    if masked_output != "normalize" and masked_output != "zero":
+    if not isinstance(masked_output, str) or masked_output not in ("normalize", "zero"):
         raise ValueError(f"masked_output must be 'normalize' or 'zero', got {masked_output!r}")
     return masked_output == "zero"
 
 
 cdef int describe_residual(Call call, object residual, ndarray x, ndarray y) except -1:
-    cdef ndarray a
     if residual is None:
         return 0
-    a = as_same(residual, "residual", x)
-    check_overlap(y, a, "residual")
-    describe(&call.job.residual, &call.layout, a)
+    call.residual = as_same(residual, "residual", x)
+    check_overlap(y, call.residual, "residual")
+    describe(&call.job.residual, &call.layout, call.residual)
     return 0
 
 
 cdef int open_gate(Call call, object output, ndarray x, ndarray dx) except -1:
     """What the backward pass of an activation needs: its output, or the coefficients to compute its input again."""
     cdef Job *job = &call.job
-    cdef ndarray a
     cdef Py_ssize_t n = call.channels
     if job.activation == 0 or call.size == 0:
         return 0
     if output is not None:
-        a = as_same(output, "output", x)
+        call.output = as_same(output, "output", x)
         if dx is not None:
-            check_overlap(dx, a, "output")
-        describe(&job.output, &call.layout, a)
+            check_overlap(dx, call.output, "output")
+        describe(&job.output, &call.layout, call.output)
         return 0
     set_centers(job, call.v.mean, call.v.invstd, call.v.weight, 0, n)
     memcpy(job.gate_center, job.center, n * sizeof(double))
@@ -380,6 +417,19 @@ def layer_input(x, axis, num_features, ranks, layer):
     return data
 
 
+def view(value, name):
+    """`value` as an array that later calls need not convert again."""
+    return view_array(value, name, False)
+
+
+def gradient_input(grad_output, output, out, num_threads):
+    """grad_output and out as arrays, if they fit `output`, which is about to become the input again."""
+    cdef ndarray dy = as_same(grad_output, "grad_output", output)
+    wished_threads(num_threads)
+    check_apart(dy, "grad_output", output, "the layer's output in place")
+    return dy, None if out is None else as_out(out, output, dy)
+
+
 cdef tuple forward_call(object x, object running_mean, object running_var, object weight, object bias,
                         object training, object momentum, object eps, object axis, object out, object num_threads,
                         object correction, object activation, object negative_slope, object residual, object mask,
@@ -388,7 +438,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     cdef ndarray y, mean_array = None, var_array = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
-    cdef bint train = bool(training), track = running_mean is not None, empty
+    cdef bint train = truth(training, "training"), track = running_mean is not None, empty
     cdef double share, spread, degrees
     if track != (running_var is not None):
         raise ValueError("running_mean and running_var must be given together, got only "
@@ -399,7 +449,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     share = check_momentum(momentum)
     spread = real_number(correction, "correction")
     if spread != 0 and spread != 1:
-        raise ValueError(f"correction must be 0 or 1, got {correction}")
+        raise ValueError(f"correction must be 0 or 1, got {spread:g}")
     read_parameters(call, weight, bias)
     read_activation(call, activation, negative_slope)
     read_weights(call, data, mask, sample_weight)
@@ -408,8 +458,8 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     if track:
         read_vector(running_var, "running_var", call.channels, spare(call))
         check_not_negative(spare(call), "running_var", call.channels)
-        # (When training it is only checked here: into memory that is still free.)
-        read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.center)
+        # (When training it is kept for the update, where the backward pass would keep something else.)
+        read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.gate_center)
     if train:
         if call.size > 0 and (call.count == 1 or call.job.weights != NULL and positive_weights(call) == 1):
             raise ValueError(f"Expected more than 1 value per channel when training, "
@@ -421,6 +471,18 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     y = as_out(out, data, None)
     describe_residual(call, residual, data, y)
     describe(&call.job.out, &call.layout, y)
+    check_weights(call, y)
+    if mean_array is not None:
+        # Again, because an object that is an array may have done anything to them.
+        as_running(mean_array, "running_mean", call.channels)
+        as_running(var_array, "running_var", call.channels)
+        check_apart(mean_array, "running_mean", var_array, "running_var")
+        check_apart(y, "out", mean_array, "running_mean")
+        check_apart(y, "out", var_array, "running_var")
+    if empty and train:
+        warnings.warn("mask leaves no value to normalize with: used "
+                      + ("running_mean and running_var" if track else "mean 0 and variance 1") + ", updated nothing",
+                      RuntimeWarning, stacklevel=2)
 
     if train and not empty:
         execute(call, kernels.collect_stats[call.type], finish_training, kernels.normalize[call.type])
@@ -429,9 +491,8 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
                 degrees = max(v.count - spread, 1)
             else:
                 degrees = v.count - spread * sum_of_powers(&call.job, 2) / v.count
-            read_vector(running_mean, "running_mean", call.channels, call.job.offset)   # free again
-            update_running(call.job.offset, v.mean, share, 1, call.channels)
-            write_vector(mean_array, call.job.offset)
+            update_running(call.job.gate_center, v.mean, share, 1, call.channels)
+            write_vector(mean_array, call.job.gate_center)
             update_running(spare(call), v.m2, share, degrees, call.channels)
             write_vector(var_array, spare(call))
     else:
@@ -439,10 +500,6 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
             set_unit(v.mean, spare(call), call.channels)
         cybn_inverse_sqrt(spare(call), v.eps, v.invstd, call.channels)
         execute(call, NULL, finish_normalize, kernels.normalize[call.type])
-    if empty and train:
-        warnings.warn("mask leaves no value to normalize with: used "
-                      + ("running_mean and running_var" if track else "mean 0 and variance 1") + ", updated nothing",
-                      RuntimeWarning, stacklevel=2)
     if not save:
         return y, None, None
     return (y, new_vector(call.channels, cnp.NPY_FLOAT64, v.mean),
@@ -469,31 +526,31 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
     cdef Py_ssize_t c
-    cdef int dtype
+    cdef bint train = truth(training, "training"), with_residual = truth(return_grad_residual, "return_grad_residual")
     read_parameters(call, weight, bias)
-    dtype = vector_dtype(weight, data)
     read_vector(save_mean, "save_mean", call.channels, v.mean)
     read_vector(save_invstd, "save_invstd", call.channels, v.invstd)
     check_not_negative(v.invstd, "save_invstd", call.channels)
     read_activation(call, activation, negative_slope)
     read_weights(call, data, mask, sample_weight)
     dx = as_out(out, data, dy)
+    check_weights(call, dx)
     open_gate(call, output, data, dx)
     describe(&call.job.dy, &call.layout, dy)
-    if return_grad_residual:
+    if with_residual:
         gated = new_gated(call, data, dy)
     describe(&call.job.out, &call.layout, dx)
     if v.count == 0:
         v.count = 1     # all is masked, and every sum 0
-    if training:
+    if train:
         execute(call, kernels.backward_reduce[call.type], finish_backward, kernels.backward_input[call.type])
     else:
         call.job.source = &call.job.dy if call.job.gated.data == NULL else &call.job.gated
         execute(call, kernels.backward_reduce[call.type], finish_frozen, kernels.normalize[call.type])
     for c in range(call.channels):
         v.sum_dy_xmu[c] *= v.invstd[c]
-    cdef ndarray grad_weight = new_vector(call.channels, dtype, v.sum_dy_xmu)
-    cdef ndarray grad_bias = new_vector(call.channels, dtype, v.sum_dy)
+    cdef ndarray grad_weight = new_vector(call.channels, call.dtype, v.sum_dy_xmu)
+    cdef ndarray grad_bias = new_vector(call.channels, call.dtype, v.sum_dy)
     return (dx, grad_weight, grad_bias) if gated is None else (dx, grad_weight, grad_bias, gated)
 
 
@@ -554,6 +611,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     cdef ndarray dy = as_same(grad_output, "grad_output", data), dx, gated = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
+    cdef bint with_residual = truth(return_grad_residual, "return_grad_residual")
     read_vector(mean, "mean", call.channels, v.mean)
     read_vector(invstd, "invstd", call.channels, v.invstd)
     check_not_negative(v.invstd, "invstd", call.channels)
@@ -566,9 +624,10 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     if not v.count > 0 or not isfinite(v.count):
         raise ValueError(f"count must be a positive number of values per channel, got {count}")
     dx = as_out(out, data, dy)
+    check_weights(call, dx)
     open_gate(call, output, data, dx)
     describe(&call.job.dy, &call.layout, dy)
-    if return_grad_residual:
+    if with_residual:
         gated = new_gated(call, data, dy)
     describe(&call.job.out, &call.layout, dx)
     # The sums are known; where gradients must pass a gate and are wanted, they do so on the way to them.

@@ -14,6 +14,8 @@ __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 IN_PLACE_LEAST_WEIGHT = 1e-3
 """The smallest ``abs(weight)`` of `BatchNorm` in place. A division by it costs three of float32's seven digits."""
 
+MOST_FEATURES = 2**48
+
 _layers = WeakSet()  # all there are
 
 
@@ -120,25 +122,30 @@ class BatchNorm:
         self.num_features = _integer("num_features", num_features)
         if self.num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
+        if self.num_features > MOST_FEATURES:
+            raise ValueError(f"num_features must be at most {MOST_FEATURES}, got {num_features}")
         self.eps = _number("eps", eps)
         if not 0 <= self.eps < np.inf:
             raise ValueError(f"eps must be a finite number and not negative, got {eps}")
         self.momentum = None if momentum is None else _number("momentum", momentum)
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be between 0 and 1, or None, got {momentum}")
-        self.affine = bool(affine)
-        self.track_running_stats = bool(track_running_stats)
+        self.affine = _flag("affine", affine)
+        self.track_running_stats = _flag("track_running_stats", track_running_stats)
         self.axis = _integer("axis", axis)
-        self.dtype = np.dtype(dtype)
+        try:
+            self.dtype = np.dtype(dtype)
+        except Exception as error:
+            raise TypeError(f"dtype must be float32 or float64, got {type(dtype).__name__} ({error})") from error
         if self.dtype not in (np.float32, np.float64) or not self.dtype.isnative:
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
-        if activation not in (None, "relu", "leaky_relu"):
+        if not (activation is None or (isinstance(activation, str) and activation in ("relu", "leaky_relu"))):
             raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
         self.activation = activation
         self.negative_slope = _number("negative_slope", negative_slope)
         if not 0 <= self.negative_slope < np.inf:
             raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
-        self.in_place = bool(in_place)
+        self.in_place = _flag("in_place", in_place)
         if self.in_place and (self.activation == "relu" or (self.activation and self.negative_slope == 0)):
             slope = f" with negative_slope {self.negative_slope}" if self.activation == "leaky_relu" else ""
             raise ValueError(
@@ -148,7 +155,7 @@ class BatchNorm:
         self.training = True
         self._guard()
         self.weight = np.empty(self.num_features, self.dtype) if self.affine else None
-        self.bias = np.empty(self.num_features, self.dtype) if self.affine and bias else None
+        self.bias = np.empty(self.num_features, self.dtype) if self.affine and _flag("bias", bias) else None
         self.running_mean = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
         self.running_var = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
         self.reset_parameters()
@@ -172,7 +179,9 @@ class BatchNorm:
         if self.in_place:
             out = self._check_in_place(x, residual, out)
         training = self.training
-        save = training if save_for_backward is None else save_for_backward
+        save = training if save_for_backward is None else _flag("save_for_backward", save_for_backward)
+        if mask is not None:
+            mask = _ops.view(mask, "mask")
         if not (training or save) and self.track_running_stats:
             # Inference: the shortest way, for calls of a microsecond.
             y = _ops.batch_norm(
@@ -300,6 +309,8 @@ class BatchNorm:
                     "or forward(x, save_for_backward=True) in evaluation mode"
                 )
             if self.in_place and saved.x is None:
+                # Checked before the result is overwritten: a failed call changes nothing.
+                grad_output, out = _ops.gradient_input(grad_output, saved.output, out, num_threads)
                 saved.x, saved.output = self._restore_input(saved, num_threads), None
             if saved.x is None:
                 raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
@@ -357,7 +368,7 @@ class BatchNorm:
 
     def train(self, mode=True):
         """Set training mode, or with False evaluation mode; return the layer."""
-        self.training = bool(mode)
+        self.training = _flag("mode", mode)
         return self
 
     def eval(self):
@@ -517,9 +528,25 @@ def _integer(name, value):
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    except Exception as error:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__} ({error})") from error
+
+
+def _flag(name, value):
+    try:
+        return bool(value)
+    except Exception as error:
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__} ({error})") from error
 
 
 def _number(name, value):
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.floating | np.integer):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{name} must be a number that a float can hold, got a larger {type(value).__name__}"
+        ) from None
+    except Exception as error:
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__} ({error})") from error

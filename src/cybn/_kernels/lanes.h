@@ -25,7 +25,7 @@
 /* Half a vector of floats at p, as doubles: gcc makes two conversions of one when asked with __builtin_convertvector */
 #if defined(__SSE2__)
 #include <immintrin.h>
-#define CYBN_WIDEN_16(p) _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd((const double *)(p))))
+#define CYBN_WIDEN_16(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(p))))
 #define CYBN_WIDEN_32(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
 #else
 #define CYBN_WIDEN_16(p) __builtin_convertvector(*(const half *)(p), wide)

@@ -1,0 +1,47 @@
+"""All four verbs in one thread, in teams and in many Python threads at once, for tools that look for errors.
+
+`make tsan` runs the shapes of every schedule; `make valgrind`, which is fifty times slower, small ones: `--small`.
+"""
+
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from support import GEOMETRIES, VARIANTS, bits, outcome, problem
+
+import cybn
+from cybn import _kernels, _ops
+
+small = "--small" in sys.argv
+geometries = [((9, 5, 7), 1, None), ((40, 3), 1, None), ((6, 4, 70), 1, (0, 2, 1)), ((0, 3), 1, None)]
+if not small:
+    geometries = list(GEOMETRIES.values())
+callers = 1 if small else 4
+
+
+def run(shape, axis, order, dtype, build):
+    p = problem(shape, axis, dtype, order)
+    rest = np.delete(shape, axis)
+    extras = [{}, {"activation": "relu", "mask": np.arange(np.prod(rest)).reshape(rest) % 5 > 0}]
+
+    def once(name, training, changes, threads):
+        changes = {} if name == "batch_norm_stats" else changes
+        return bits(outcome(name, p, training, num_threads=threads, **changes))
+
+    with ThreadPoolExecutor(callers) as pool:
+        for name, training in VARIANTS:
+            for changes in extras:
+                jobs = [pool.submit(once, name, training, changes, n) for n in ((1, 2) if small else (1, 2, 3, 4))]
+                first, *others = (job.result() for job in jobs)
+                assert all(other == first for other in others), (name, shape)
+    print(f"{build}: {np.dtype(dtype).name} {shape}", flush=True)
+
+
+warnings.simplefilter("error")
+for build in _kernels.builds:
+    _ops.select_kernels(build)
+    for geometry in geometries:
+        for dtype in (np.float32, np.float64) if small else (np.float32,):
+            run(*geometry, dtype, build)
+cybn.empty_cache()
