@@ -14,15 +14,15 @@ BENCH ?= .
 # The service: MODE=gunicorn (WORKERS processes) or MODE=uvicorn (WORKERS threads), a port of 127.0.0.1.
 PORT ?= 8000
 WORKERS ?= $(shell nproc)
-serve-gunicorn = OMP_WAIT_POLICY=passive PORT=$(PORT) WEB_CONCURRENCY=$(WORKERS) \
+serve-gunicorn = PORT=$(PORT) WEB_CONCURRENCY=$(WORKERS) \
 	$(BIN)/python -m gunicorn --config examples/service/gunicorn.conf.py
-serve-uvicorn  = OMP_WAIT_POLICY=passive WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) \
+serve-uvicorn  = WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) \
 	$(BIN)/python -m uvicorn --host 127.0.0.1 --port $(PORT) --app-dir examples --factory service.app:create_app --no-access-log
 
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
-.PHONY: demo service load test sanitize tsan valgrind bench dashboard bench-compare test-dashboard compare performance \
-	plots lint clean
+.PHONY: demo service load test sanitize tsan valgrind bench dashboard bench-compare test-dashboard compare latency \
+	performance plots lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
 	$(BIN)/python examples/digits.py
@@ -65,6 +65,9 @@ test-dashboard: $(VENV)/.installed $(VENV)/.test $(VENV)/.dashboard  ## the publ
 
 compare: .venv-compare/.installed  ## cybn beside PyTorch, ONNX Runtime and the reference
 	.venv-compare/bin/python benchmarks/compare.py
+
+latency: .venv-compare/.installed  ## percentiles of small calls, on an idle machine and a busy one
+	.venv-compare/bin/python benchmarks/latency.py
 
 performance: .venv-compare/.installed  ## measure what docs/performance.md shows, and draw it
 	.venv-compare/bin/python benchmarks/compare.py --save benchmarks/results/compare.json

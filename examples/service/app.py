@@ -185,7 +185,7 @@ def load_network(path):
 def warm_up(network, threads):
     """Answer the largest request once, so that no client waits for first times.
 
-    With `threads`: a process that has run a team of OpenMP threads and forks is what hangs in many libraries.
+    With `threads`: a process that has run a team and forks is what hangs where the team is OpenMP's.
     """
     with cybn.num_threads(threads):
         p = predict(network, np.zeros((MAX_IMAGES, SIDE, SIDE), np.float32))

@@ -53,7 +53,7 @@ def serve(mode, workers=CORES, **environment):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"OMP_WAIT_POLICY": "passive", "PORT": str(port)}
+    settings = {"PORT": str(port)}
     if mode == "gunicorn":
         settings |= {"WEB_CONCURRENCY": str(workers), "SERVICE_THREADS": "0"}
     else:
@@ -113,23 +113,9 @@ def write_bodies(folder):
 
 def run_wrk(url, body, kind, args, progress, halfway=None):
     """What post.lua prints in the end."""
+    options = f"--timeout 10s --threads 1 --connections {args.connections} --duration {args.seconds}s --script".split()
     process = subprocess.Popen(
-        [
-            *(
-                "wrk",
-                "--timeout",
-                "10s",
-                "--threads",
-                "1",
-                "--connections",
-                str(args.connections),
-                "--duration",
-                f"{args.seconds}s",
-            ),
-            *("--script", HERE / "post.lua", f"{url}/predict", "--", body, kind),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
+        ["wrk", *options, HERE / "post.lua", f"{url}/predict", "--", body, kind], stdout=subprocess.PIPE, text=True
     )
     try:
         start = time.monotonic()

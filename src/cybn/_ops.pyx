@@ -226,13 +226,24 @@ cdef int read_parameters(Call call, object weight, object bias) except -1:
     return 0
 
 
+cdef int find_weights(Call call) except -1:
+    """Where they are now: code of other arguments may have resized them."""
+    if call.job.weights == NULL:
+        return 0
+    if (cnp.PyArray_SIZE(call.weights) * call.job.channels != call.size
+            or cnp.PyArray_TYPE(call.weights) != call.layout.type):
+        raise ValueError("sample_weight must keep shape and dtype during the call, "
+                         f"got {call.weights.dtype} of shape {(<object> call.weights).shape} in the end")
+    call.job.weights = cnp.PyArray_DATA(call.weights)
+    return 0
+
+
 cdef int execute(Call call, verb reduce, finisher finish, verb apply) except -1:
     cdef Job *job = &call.job
     describe(&job.x, &call.layout, call.x)
     if call.size == 0:
         return 0
-    if job.weights != NULL and cnp.PyArray_SIZE(call.weights) * job.channels != call.size:
-        raise ValueError("sample_weight must keep its shape during the call")
+    find_weights(call)
     if call.size * job.itemsize < WITH_GIL:
         run(job, &call.v, reduce, finish, apply, 1)
     else:
@@ -341,7 +352,8 @@ cdef int check_weights(Call call, ndarray out) except -1:
     return 0
 
 
-cdef double positive_weights(Call call) noexcept:
+cdef double positive_weights(Call call) except -1:
+    find_weights(call)
     return call.v.count if call.job.masked else sum_of_powers(&call.job, 0)
 
 
