@@ -197,7 +197,7 @@ cdef tuple spread_shape(ndarray a, str name, tuple rest):
 
 
 cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout):
-    """Mask or weights as a dense array of x's dtype, an element for each of x's without the channel axis, in the order
+    """Mask or weights as a dense and aligned array of x's dtype, an element for each of x's without the channel axis, in the order
     in which those lie in memory."""
     cdef str name = "mask" if sample_weight is None else "sample_weight"
     cdef object value = mask if sample_weight is None else sample_weight
@@ -228,7 +228,8 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
         order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]
         order = [d for d in range(ndim) if d != axis and d not in order] + order
         a = (<object> a).transpose([d - (d > axis) for d in order])
-    return np.ascontiguousarray(a, x.dtype)
+    a = np.ascontiguousarray(a, x.dtype)
+    return a if PyArray_ISALIGNED(a) else a.copy()
 
 
 # ------------------------------------------------------------------------------------------------------------- results
