@@ -1,7 +1,7 @@
 """The extension modules, their flags and the OpenMP probe. Everything else is in pyproject.toml.
 
 OpenMP is linked for its settings (OMP_NUM_THREADS, limits set by threadpoolctl, parallel regions); the threads are
-cybn's own. CYBN_OPENMP=required: fail when the compiler has none; off: do not look for it; unset: use it if it is there.
+cybn's own. CYBN_OPENMP=required: fail when the compiler has none; off: do not look for it; unset: use it if there.
 CYBN_SANITIZE=address,undefined, or another argument of gcc's -fsanitize: a build to look for errors with, in a build
 directory of its own.
 """
@@ -112,7 +112,7 @@ class BuildExt(build_ext):
                 return candidate
         if wish == "required":
             raise SystemExit("CYBN_OPENMP=required, but the compiler cannot build an OpenMP program")
-        warnings.warn("cybn: the compiler cannot build an OpenMP program; its settings will not be followed", stacklevel=2)
+        warnings.warn("cybn: the compiler has no OpenMP; its settings will not be followed", stacklevel=2)
         return [], []
 
 
