@@ -10,7 +10,7 @@ from cybn import _kernels, _ops, _threads
 settings.register_profile(
     "cybn",
     deadline=None,  # two shared cores: a slow example is not a bug
-    max_examples=100,
+    max_examples=60,
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
 )

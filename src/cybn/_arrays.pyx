@@ -197,8 +197,8 @@ cdef tuple spread_shape(ndarray a, str name, tuple rest):
 
 
 cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout):
-    """Mask or weights as a dense and aligned array of x's dtype, an element for each of x's without the channel axis, in
-    the order in which those lie in memory."""
+    """Mask or weights as a dense and aligned array of x's dtype, an element for each of x's without the channel axis,
+    in the order in which those lie in memory."""
     cdef str name = "mask" if sample_weight is None else "sample_weight"
     cdef object value = mask if sample_weight is None else sample_weight
     cdef ndarray a = view_array(value, name, False)
