@@ -21,7 +21,7 @@ from cybn._kernels.kernels cimport (
     slice_start,
     verb,
 )
-from cybn._threads cimport ALL, AWAKE, IDLE, MOST_SHARES, share_out, usable_threads
+from cybn._threads cimport AWAKE, CLOSE, COMPETE, MOST_SHARES, WAKE, share_out, usable_threads
 
 cdef enum:
     SHORT = 64              # runs shorter than this are treated as rows of channels
@@ -37,8 +37,11 @@ cdef enum:
     SHORT_PIECE = 1024      # bytes in one piece that an owner reads at least where its group fits L2
     LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
     SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
-    WAKE = 512 * 1024       # bytes below which it is not worth waking helpers that sleep
-    COMPETE = 32 << 20      # bytes from which helpers take part in the competition for processors that are busy
+    # Bytes from which it is worth waking helpers that sleep: if the call before has just ended, so that they will be
+    # awake for the next; in any case (50 to 100 us); and even if they have to compete for processors that are busy.
+    WORTH_CLOSE = 512 * 1024
+    WORTH_WAKING = 4 << 20
+    WORTH_COMPETING = 32 << 20
 
 cdef double WIDE = 18446744073709551616.0   # 2**64
 
@@ -370,7 +373,7 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
     """reduce -> finish -> apply over the whole array; reduce and apply may be NULL. `threads`: the wish, 0: none."""
     cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
-    cdef Py_ssize_t operands, groups, t
+    cdef Py_ssize_t operands, moved, groups, t
     cdef Sweeps sweeps
     cdef int worth
     # Not in place: there the lines have been read anyway.
@@ -382,7 +385,8 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     if reduce != NULL:
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
-    if operands * result >= SERIAL:
+    moved = operands * result
+    if moved >= SERIAL:
         threads = usable_threads(threads)
     else:
         threads = 1
@@ -393,7 +397,8 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.reduce = reduce
     sweeps.finish = finish
     sweeps.apply = apply
-    worth = AWAKE if operands * result < WAKE else IDLE if operands * result < COMPETE else ALL
+    worth = (AWAKE if moved < WORTH_CLOSE else CLOSE if moved < WORTH_WAKING else WAKE if moved < WORTH_COMPETING
+             else COMPETE)
     if sweeps.plan.owner:
         groups = ceil_div(job.channels, sweeps.plan.width)
         sweeps.shares = min(groups, <Py_ssize_t> MOST_SHARES)

@@ -10,13 +10,16 @@
 
 typedef void (*cybn_work)(void *context, Py_ssize_t step, Py_ssize_t share);
 
-/* Which helpers the work is worth: those that are awake, those that find an idle processor, all. */
-enum { CYBN_AWAKE, CYBN_IDLE, CYBN_ALL };
+/* What the work is worth: helpers that are awake; waking some if calls follow each other closely; waking them anyway; and
+   having them compete with other processes. */
+enum { CYBN_AWAKE, CYBN_CLOSE, CYBN_WAKE, CYBN_COMPETE };
 
 enum {
     CYBN_MOST_SHARES = 1024,
     CYBN_MOST_STEPS = 255,
-    CYBN_SPIN = 50 * 1000   /* ns that who waits burns before it sleeps; waking up takes as long */
+    CYBN_SPIN = 50 * 1000,  /* ns that who waits burns before it sleeps; waking up takes as long */
+    CYBN_LOST = 500 * 1000,         /* ns without a processor, in the middle of work, that tell that others want it */
+    CYBN_AWAY = 50 * 1000 * 1000    /* ns for which a helper stays away then */
 };
 
 #if defined(_WIN32)
@@ -35,6 +38,7 @@ static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -66,19 +70,23 @@ static struct {
     cybn_task *tasks;
     int room;               /* of all tasks (atomic; changes under the lock) */
     int helpers;            /* threads that were started */
+    int away;               /* those that stay away for a while (atomic; changes under the lock) */
+    long long ended;        /* when the last call ended (atomic) */
     long helped;            /* how often one took part (atomic) */
     int idle;               /* those that look for work and do not sleep (atomic; changes under the lock) */
     int sleepers;           /* who waits in `finished` (atomic) */
-} cybn_pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, 0, 0, 0, 0, 0};
+} cybn_pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, 0, 0, 0, 0, 0, 0, 0};
 
 #define CYBN_LOAD(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
 #define CYBN_ADD(p, n) __atomic_add_fetch(p, n, __ATOMIC_SEQ_CST)
 
-static long long cybn_now(void) {
+static long long cybn_clock(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
+
+static long long cybn_now(void) { return cybn_clock(CLOCK_MONOTONIC); }
 
 typedef struct {
     int pauses;
@@ -175,40 +183,61 @@ static cybn_task *cybn_next(int spinning) {
     return task;
 }
 
-/* Whether a helper may take part. Where all processors are busy it wakes up on the caller's, would take the caller's time,
-   and sleep again before the system thinks of moving it. If the work is large it moves itself, to where the caller may
-   run and is not; otherwise it leaves: between other processes it would get its turn, lose it in the middle of a share,
-   and have the caller wait for milliseconds. */
 #if defined(__linux__)
 static int cybn_processor(void) { return sched_getcpu(); }
-static int cybn_may_help(const cybn_task *task) {
+
+/* A helper that wakes up on the caller's processor would take the caller's time, and sleep again before the system thinks
+   of moving it. It moves itself, to where the caller may run and is not. Whether that could be done. */
+static int cybn_make_way(const cybn_task *task) {
     cpu_set_t others;
     if (cybn_processor() != task->processor) return 1;
-    if (task->worth < CYBN_ALL || pthread_getaffinity_np(task->caller, sizeof others, &others) != 0) return 0;
+    if (pthread_getaffinity_np(task->caller, sizeof others, &others) != 0) return 0;
     CPU_CLR(task->processor, &others);
     return CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
 }
+
+/* How often other threads have taken this one's processor. */
+static long cybn_interruptions(void) {
+    struct rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
+}
 #else
 static int cybn_processor(void) { return -1; }
-static int cybn_may_help(const cybn_task *task) { (void)task; return 1; }
+static int cybn_make_way(const cybn_task *task) { (void)task; return 1; }
+static long cybn_interruptions(void) { return 0; }
 #endif
+
+/* Between other processes a helper gets its turn, loses it in the middle of a share, and has the caller wait for
+   milliseconds. Who has lost time so stays away for a while, for the machine is busy. */
+static void cybn_stay_away(void) {
+    struct timespec pause = {0, CYBN_AWAY};
+    CYBN_ADD(&cybn_pool.away, 1);
+    CYBN_ADD(&cybn_pool.idle, -1);
+    nanosleep(&pause, NULL);
+    CYBN_ADD(&cybn_pool.idle, 1);
+    CYBN_ADD(&cybn_pool.away, -1);
+}
 
 static void *cybn_help(void *number) {
 #if defined(__linux__)
     pthread_setname_np(pthread_self(), "cybn");     /* for who looks at the process */
 #endif
-    int spinning = 1;
+    int away = 0;
     for (;;) {
-        cybn_task *task = cybn_next(spinning);
-        int place = (int)((size_t)number % (size_t)task->helpers) + 1;
-        spinning = cybn_may_help(task);
-        if (spinning) {
+        cybn_task *task = cybn_next(!away);
+        int place = (int)((size_t)number % (size_t)task->helpers) + 1, competes = task->worth == CYBN_COMPETE;
+        long interruptions = cybn_interruptions();
+        long long lost = cybn_now() - cybn_clock(CLOCK_THREAD_CPUTIME_ID);
+        if (cybn_make_way(task)) {
             CYBN_ADD(&cybn_pool.helped, 1);
             cybn_take_part(task, place * task->shares / (task->helpers + 1));
         }
         CYBN_ADD(&cybn_pool.idle, 1);
         CYBN_ADD(&task->inside, -1);    /* the last access to it */
         cybn_tell();
+        lost = cybn_now() - cybn_clock(CLOCK_THREAD_CPUTIME_ID) - lost;
+        away = !competes && lost > CYBN_LOST && cybn_interruptions() > interruptions;
+        if (away) cybn_stay_away();
     }
     return NULL;
 }
@@ -235,8 +264,9 @@ static int cybn_hire(size_t number) {
    most threads - 1 helpers. */
 static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads, int worth) {
     cybn_task task, **link;
-    int idle = CYBN_LOAD(&cybn_pool.idle), room = threads - 1, missing = 0, number = 0;
-    if (worth == CYBN_AWAKE && room > idle) room = idle;
+    int idle = CYBN_LOAD(&cybn_pool.idle), room = threads - 1 - CYBN_LOAD(&cybn_pool.away), missing = 0, number = 0;
+    if (worth == CYBN_CLOSE && cybn_now() - CYBN_LOAD(&cybn_pool.ended) < CYBN_SPIN) worth = CYBN_WAKE;
+    if (worth < CYBN_WAKE && room > idle) room = idle;
     task.work = work;
     task.context = context;
     task.worth = worth;
@@ -254,7 +284,7 @@ static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_
         cybn_pool.tasks = &task;
         CYBN_ADD(&cybn_pool.room, room);
         missing = room - CYBN_LOAD(&cybn_pool.idle);
-        if (cybn_pool.helpers < room) {
+        if (cybn_pool.helpers < room) {     /* (and none is away, or there would be as many) */
             number = cybn_pool.helpers;
             cybn_pool.helpers = room;
             CYBN_ADD(&cybn_pool.idle, room - number);
@@ -277,6 +307,7 @@ static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_
         pthread_mutex_unlock(&cybn_pool.lock);
         cybn_await(&task, -1);
     }
+    __atomic_store_n(&cybn_pool.ended, cybn_now(), __ATOMIC_SEQ_CST);
 }
 
 /* Helpers of this process. */
@@ -298,6 +329,7 @@ static void cybn_in_child(void) {
     pthread_cond_init(&cybn_pool.finished, NULL);
     cybn_pool.tasks = NULL;
     cybn_pool.room = cybn_pool.helpers = cybn_pool.idle = cybn_pool.sleepers = 0;
+    cybn_pool.away = 0;
     cybn_pool.helped = 0;
 }
 

@@ -2,10 +2,12 @@ cdef enum:
     MOST_SHARES = 1024      # of `share_out`; steps: 255 at most
 
 cdef enum:
-    # What the work of `share_out` is worth: helpers that are awake, those that find an idle processor, or all.
+    # What the work of `share_out` is worth: helpers that are awake; waking some if calls follow each other closely;
+    # waking them anyway; and having them compete with other processes.
     AWAKE
-    IDLE
-    ALL
+    CLOSE
+    WAKE
+    COMPETE
 
 ctypedef void (*work_on_share)(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil
 
