@@ -17,9 +17,11 @@ enum { CYBN_AWAKE, CYBN_CLOSE, CYBN_WAKE, CYBN_COMPETE };
 enum {
     CYBN_MOST_SHARES = 1024,
     CYBN_MOST_STEPS = 255,
-    CYBN_SPIN = 50 * 1000,  /* ns that who waits burns before it sleeps; waking up takes as long */
-    CYBN_LOST = 500 * 1000,         /* ns without a processor, in the middle of work, that tell that others want it */
-    CYBN_AWAY = 50 * 1000 * 1000    /* ns for which a helper stays away then */
+    CYBN_SPIN = 50 * 1000,          /* ns for which a helper looks for work before it sleeps; waking up takes as long */
+    CYBN_STEP_SPIN = 1000 * 1000,   /* ns for which who is done with a step looks whether the others are */
+    CYBN_LOST = 2 * 1000 * 1000,    /* ns without a processor, in the middle of work, that tell that others want it */
+    CYBN_AWAY = 1000 * 1000,        /* ns for which a helper stays away then; twice as long each time that follows, */
+    CYBN_AWAY_MOST = 64 * 1000 * 1000   /* up to this */
 };
 
 #if defined(_WIN32)
@@ -70,10 +72,10 @@ static struct {
     cybn_task *tasks;
     int room;               /* of all tasks (atomic; changes under the lock) */
     int helpers;            /* threads that were started */
-    int away;               /* those that stay away for a while (atomic; changes under the lock) */
+    int away;               /* those that stay away for a while (atomic) */
     long long ended;        /* when the last call ended (atomic) */
     long helped;            /* how often one took part (atomic) */
-    int idle;               /* those that look for work and do not sleep (atomic; changes under the lock) */
+    int idle;               /* those that look for work and do not sleep (atomic) */
     int sleepers;           /* who waits in `finished` (atomic) */
 } cybn_pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER, NULL, 0, 0, 0, 0, 0, 0, 0};
 
@@ -90,14 +92,14 @@ static long long cybn_now(void) { return cybn_clock(CLOCK_MONOTONIC); }
 
 typedef struct {
     int pauses;
-    long long end;
+    long long ns, end;
 } cybn_patience;
 
 /* A pause; whether to go on spinning. */
 static int cybn_spin(cybn_patience *patience) {
     CYBN_PAUSE();
     if (++patience->pauses % 32) return 1;
-    if (patience->end == 0) patience->end = cybn_now() + CYBN_SPIN;
+    if (patience->end == 0) patience->end = cybn_now() + patience->ns;
     return cybn_now() < patience->end;
 }
 
@@ -117,7 +119,7 @@ static int cybn_reached(const cybn_task *task, Py_ssize_t done) {
 
 /* Until so many shares are done; -1: until no helper is inside. */
 static void cybn_await(const cybn_task *task, Py_ssize_t done) {
-    cybn_patience patience = {0, 0};
+    cybn_patience patience = {0, CYBN_STEP_SPIN, 0};
     while (!cybn_reached(task, done)) {
         if (cybn_spin(&patience)) continue;
         pthread_mutex_lock(&cybn_pool.lock);
@@ -166,7 +168,7 @@ static cybn_task *cybn_enter(void) {
 /* The next task, spinning for a while if that is wished, and sleeping then. */
 static cybn_task *cybn_next(int spinning) {
     cybn_task *task = NULL;
-    cybn_patience patience = {0, 0};
+    cybn_patience patience = {0, CYBN_SPIN, 0};
     while (task == NULL) {
         spinning = spinning && cybn_spin(&patience);
         if (spinning && CYBN_LOAD(&cybn_pool.room) == 0) continue;
@@ -208,9 +210,9 @@ static long cybn_interruptions(void) { return 0; }
 #endif
 
 /* Between other processes a helper gets its turn, loses it in the middle of a share, and has the caller wait for
-   milliseconds. Who has lost time so stays away for a while, for the machine is busy. */
-static void cybn_stay_away(void) {
-    struct timespec pause = {0, CYBN_AWAY};
+   milliseconds. Who has lost time so stays away for a while; the longer, the more often. */
+static void cybn_stay_away(long ns) {
+    struct timespec pause = {0, ns};
     CYBN_ADD(&cybn_pool.away, 1);
     CYBN_ADD(&cybn_pool.idle, -1);
     nanosleep(&pause, NULL);
@@ -222,7 +224,7 @@ static void *cybn_help(void *number) {
 #if defined(__linux__)
     pthread_setname_np(pthread_self(), "cybn");     /* for who looks at the process */
 #endif
-    int away = 0;
+    long away = 0;      /* ns */
     for (;;) {
         cybn_task *task = cybn_next(!away);
         int place = (int)((size_t)number % (size_t)task->helpers) + 1, competes = task->worth == CYBN_COMPETE;
@@ -236,8 +238,12 @@ static void *cybn_help(void *number) {
         CYBN_ADD(&task->inside, -1);    /* the last access to it */
         cybn_tell();
         lost = cybn_now() - cybn_clock(CLOCK_THREAD_CPUTIME_ID) - lost;
-        away = !competes && lost > CYBN_LOST && cybn_interruptions() > interruptions;
-        if (away) cybn_stay_away();
+        if (competes || lost < CYBN_LOST || cybn_interruptions() == interruptions) {
+            away = 0;
+        } else {
+            away = away == 0 ? CYBN_AWAY : 2 * away < CYBN_AWAY_MOST ? 2 * away : CYBN_AWAY_MOST;
+            cybn_stay_away(away);
+        }
     }
     return NULL;
 }
@@ -284,7 +290,7 @@ static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_
         cybn_pool.tasks = &task;
         CYBN_ADD(&cybn_pool.room, room);
         missing = room - CYBN_LOAD(&cybn_pool.idle);
-        if (cybn_pool.helpers < room) {     /* (and none is away, or there would be as many) */
+        if (cybn_pool.helpers < room) {
             number = cybn_pool.helpers;
             cybn_pool.helpers = room;
             CYBN_ADD(&cybn_pool.idle, room - number);
