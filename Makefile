@@ -21,7 +21,7 @@ serve-uvicorn  = WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) \
 
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
-.PHONY: demo service load test sanitize tsan valgrind bench dashboard bench-compare test-dashboard compare latency \
+.PHONY: demo service load test test-large sanitize tsan valgrind bench dashboard bench-compare test-dashboard compare latency \
 	performance plots lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
@@ -39,6 +39,9 @@ digits.npz: examples/networks.py | $(VENV)/.installed $(VENV)/.examples
 
 test: $(VENV)/.installed $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-large: $(VENV)/.installed $(VENV)/.test  ## arrays of more than 2^31 elements: 12 GB of memory, a minute or two
+	$(BIN)/python -m pytest -m large
 
 bench: $(VENV)/.installed $(VENV)/.bench  ## asv on the working tree, and a table of what it found
 	$(ASV) machine --yes
@@ -116,21 +119,15 @@ $(VENV)/.installed: $(SOURCES) | $(VENV)/.build
 	$(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
-# The peers get an environment of their own.
-.venv-compare/.installed: $(SOURCES)
-	test -d .venv-compare || $(PYTHON) -m venv .venv-compare
-	.venv-compare/bin/python -m pip --quiet install --upgrade pip
-	.venv-compare/bin/python -m pip --disable-pip-version-check --quiet install --group build --group compare
-	.venv-compare/bin/python -m pip --disable-pip-version-check --quiet install \
-		--no-build-isolation --no-deps --force-reinstall .
-	touch $@
-
+# Environments of their own: the peers', and builds that look for errors.
+.venv-compare/.installed: GROUP = compare
 .venv-sanitize/.installed: SANITIZERS = address,undefined
 .venv-tsan/.installed: SANITIZERS = thread
-.venv-sanitize/.installed .venv-tsan/.installed: $(SOURCES)
+.venv-sanitize/.installed .venv-tsan/.installed: GROUP = test
+.venv-compare/.installed .venv-sanitize/.installed .venv-tsan/.installed: $(SOURCES)
 	test -d $(@D) || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --quiet install --upgrade pip
-	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --group build --group test
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --group build --group $(GROUP)
 	CYBN_SANITIZE=$(SANITIZERS) $(@D)/bin/python -m pip --disable-pip-version-check --quiet install \
 		--no-build-isolation --no-deps --force-reinstall .
 	touch $@

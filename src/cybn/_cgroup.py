@@ -39,7 +39,7 @@ def _folders(groups, mounts):
         folder = os.path.normpath(os.path.join(mount, "" if inside.startswith("..") else inside))
         while True:
             yield folder
-            if folder == mount or len(folder) <= len(mount):
+            if len(folder) <= len(mount):
                 break
             folder = os.path.dirname(folder)
 

@@ -260,6 +260,11 @@ cdef double real_number(object value, str name) except? -1:
             raise TypeError(f"{name} must be a real number, got an array of {value.dtype} and shape {value.shape}")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
+    return to_float(value, name)
+
+
+cpdef double to_float(object value, str name) except? -1:
+    """float(value), whatever that may raise."""
     try:
         return float(value)
     except OverflowError:
@@ -269,7 +274,8 @@ cdef double real_number(object value, str name) except? -1:
         raise TypeError(f"{name} must be a real number, got {type(value).__name__} ({error})") from error
 
 
-cdef bint truth(object value, str name) except -1:
+cpdef bint truth(object value, str name) except -1:
+    """bool(value), whatever that may raise."""
     if value is True or value is False:
         return value
     try:
@@ -321,8 +327,7 @@ cdef int read_activation(Call call, object activation, object negative_slope) ex
         call.job.activation = LEAKY_RELU
         call.job.negative_slope = real_number(negative_slope, "negative_slope")
         if not call.job.negative_slope >= 0 or not isfinite(call.job.negative_slope):
-            raise ValueError(f"negative_slope must be a finite number and not negative, "
-                             f"got {negative_slope}")
+            raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
     else:
         raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
     return 0

@@ -386,10 +386,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
     moved = operands * result
-    if moved >= SERIAL:
-        threads = usable_threads(threads)
-    else:
-        threads = 1
+    threads = usable_threads(threads) if moved >= SERIAL else 1
     sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, L3)
     lay_out_partial(job, &sweeps.plan)
     sweeps.job = job

@@ -15,8 +15,7 @@ typedef void (*cybn_work)(void *context, Py_ssize_t step, Py_ssize_t share);
 enum { CYBN_AWAKE, CYBN_CLOSE, CYBN_WAKE, CYBN_COMPETE };
 
 enum {
-    CYBN_MOST_SHARES = 1024,
-    CYBN_MOST_STEPS = 255,
+    CYBN_MOST_SHARES = 1024,        /* (and 255 steps) */
     CYBN_SPIN = 50 * 1000,          /* ns for which a helper looks for work before it sleeps; waking up takes as long */
     CYBN_STEP_SPIN = 1000 * 1000,   /* ns for which who is done with a step looks whether the others are */
     CYBN_LOST = 2 * 1000 * 1000,    /* ns without a processor, in the middle of work, that tell that others want it */
@@ -24,16 +23,20 @@ enum {
     CYBN_AWAY_MOST = 64 * 1000 * 1000   /* up to this */
 };
 
+static void cybn_alone(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares) {
+    Py_ssize_t step, share;
+    for (step = 0; step < steps; step++)
+        for (share = 0; share < shares; share++) work(context, step, share);
+}
+
 #if defined(_WIN32)
 /* No helpers yet. */
 static int cybn_prepare_team(void) { return 0; }
 static int cybn_helpers(void) { return 0; }
 static long cybn_helped(void) { return 0; }
 static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads, int worth) {
-    Py_ssize_t step, share;
     (void)threads; (void)worth;
-    for (step = 0; step < steps; step++)
-        for (share = 0; share < shares; share++) work(context, step, share);
+    cybn_alone(work, context, steps, shares);
 }
 #else
 #include <pthread.h>
@@ -103,8 +106,8 @@ static int cybn_spin(cybn_patience *patience) {
     return cybn_now() < patience->end;
 }
 
-/* After *counter has changed: who sleeps for it must look. (It counts itself first and looks then; here it is the other
-   way round, so one of the two sees the other.) */
+/* After a task's `done` or `inside` has changed: who sleeps for it must look. (It counts itself first and looks then; here
+   it is the other way round, so one of the two sees the other.) */
 static void cybn_tell(void) {
     if (CYBN_LOAD(&cybn_pool.sleepers)) {
         pthread_mutex_lock(&cybn_pool.lock);
@@ -270,21 +273,29 @@ static int cybn_hire(size_t number) {
    most threads - 1 helpers. */
 static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads, int worth) {
     cybn_task task, **link;
-    int idle = CYBN_LOAD(&cybn_pool.idle), room = threads - 1 - CYBN_LOAD(&cybn_pool.away), missing = 0, number = 0;
+    int idle, room, missing, number;
+    if (threads == 1) {
+        cybn_alone(work, context, steps, shares);
+        return;
+    }
+    idle = CYBN_LOAD(&cybn_pool.idle);
+    room = threads - 1 - CYBN_LOAD(&cybn_pool.away);
     if (worth == CYBN_CLOSE && cybn_now() - CYBN_LOAD(&cybn_pool.ended) < CYBN_SPIN) worth = CYBN_WAKE;
     if (worth < CYBN_WAKE && room > idle) room = idle;
-    task.work = work;
-    task.context = context;
-    task.worth = worth;
-    task.steps = steps;
-    task.shares = shares;
-    task.done = 0;
-    task.caller = pthread_self();
-    task.processor = cybn_processor();
-    task.helpers = task.room = room;
-    task.inside = 0;
-    memset(task.taken, 0, shares);
-    if (room > 0) {
+    if (room <= 0) {
+        cybn_alone(work, context, steps, shares);
+    } else {
+        task.work = work;
+        task.context = context;
+        task.worth = worth;
+        task.steps = steps;
+        task.shares = shares;
+        task.done = 0;
+        task.caller = pthread_self();
+        task.processor = cybn_processor();
+        task.helpers = task.room = room;
+        task.inside = 0;
+        memset(task.taken, 0, shares);
         pthread_mutex_lock(&cybn_pool.lock);
         task.next = cybn_pool.tasks;
         cybn_pool.tasks = &task;
@@ -303,9 +314,7 @@ static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_
         }
         pthread_mutex_unlock(&cybn_pool.lock);
         for (; missing > 0; missing--) pthread_cond_signal(&cybn_pool.wanted);
-    }
-    cybn_take_part(&task, 0);
-    if (room > 0) {
+        cybn_take_part(&task, 0);
         pthread_mutex_lock(&cybn_pool.lock);
         for (link = &cybn_pool.tasks; *link != &task; link = &(*link)->next) {}
         *link = task.next;

@@ -13,17 +13,16 @@ from cybn._environment import number
 
 cdef extern from *:
     """
+    #include <limits.h>
     #ifdef _OPENMP
     #include <omp.h>
     #define CYBN_OPENMP _OPENMP
     #else
     #define CYBN_OPENMP 0
-    #include <limits.h>
     static int omp_get_max_threads(void) { return INT_MAX; }
     static int omp_in_parallel(void) { return 0; }
     #endif
     #if CYBN_OPENMP < 200805
-    #include <limits.h>
     static int omp_get_thread_limit(void) { return INT_MAX; }
     #endif
 
@@ -72,7 +71,7 @@ cpu_quota = _cgroup.processors()
 """Processors that the control groups' quota pays for, at import; None: no quota."""
 
 cdef enum:
-    MOST = 1024     # threads that anyone can mean
+    MOST = MOST_SHARES      # threads that anyone can mean: there is a share for each
 
 cdef int process_threads = 0    # set_num_threads or CYBN_NUM_THREADS; 0: neither
 cdef int quota = MOST if cpu_quota is None else min(cpu_quota, MOST)
@@ -117,13 +116,7 @@ cdef void share_out(work_on_share work, void *context, Py_ssize_t steps, Py_ssiz
 
     By the calling thread and at most `threads` - 1 helpers, of which `worth` says more.
     """
-    cdef Py_ssize_t step, share
-    if threads == 1:
-        for step in range(steps):
-            for share in range(shares):
-                work(context, step, share)
-    else:
-        cybn_team(work, context, steps, shares, threads, worth)
+    cybn_team(work, context, steps, shares, threads, worth)
 
 
 def helpers():

@@ -130,8 +130,8 @@ class BatchNorm:
         self.momentum = None if momentum is None else _number("momentum", momentum)
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be between 0 and 1, or None, got {momentum}")
-        self.affine = _flag("affine", affine)
-        self.track_running_stats = _flag("track_running_stats", track_running_stats)
+        self.affine = _ops.truth(affine, "affine")
+        self.track_running_stats = _ops.truth(track_running_stats, "track_running_stats")
         self.axis = _integer("axis", axis)
         try:
             self.dtype = np.dtype(dtype)
@@ -145,7 +145,7 @@ class BatchNorm:
         self.negative_slope = _number("negative_slope", negative_slope)
         if not 0 <= self.negative_slope < np.inf:
             raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
-        self.in_place = _flag("in_place", in_place)
+        self.in_place = _ops.truth(in_place, "in_place")
         if self.in_place and (self.activation == "relu" or (self.activation and self.negative_slope == 0)):
             slope = f" with negative_slope {self.negative_slope}" if self.activation == "leaky_relu" else ""
             raise ValueError(
@@ -155,7 +155,7 @@ class BatchNorm:
         self.training = True
         self._guard()
         self.weight = np.empty(self.num_features, self.dtype) if self.affine else None
-        self.bias = np.empty(self.num_features, self.dtype) if self.affine and _flag("bias", bias) else None
+        self.bias = np.empty(self.num_features, self.dtype) if self.affine and _ops.truth(bias, "bias") else None
         self.running_mean = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
         self.running_var = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
         self.reset_parameters()
@@ -179,7 +179,7 @@ class BatchNorm:
         if self.in_place:
             out = self._check_in_place(x, residual, out)
         training = self.training
-        save = training if save_for_backward is None else _flag("save_for_backward", save_for_backward)
+        save = training if save_for_backward is None else _ops.truth(save_for_backward, "save_for_backward")
         if mask is not None:
             mask = _ops.view(mask, "mask")
         if not (training or save) and self.track_running_stats:
@@ -368,7 +368,7 @@ class BatchNorm:
 
     def train(self, mode=True):
         """Set training mode, or with False evaluation mode; return the layer."""
-        self.training = _flag("mode", mode)
+        self.training = _ops.truth(mode, "mode")
         return self
 
     def eval(self):
@@ -532,21 +532,7 @@ def _integer(name, value):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__} ({error})") from error
 
 
-def _flag(name, value):
-    try:
-        return bool(value)
-    except Exception as error:
-        raise TypeError(f"{name} must be True or False, got {type(value).__name__} ({error})") from error
-
-
 def _number(name, value):
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.floating | np.integer):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(
-            f"{name} must be a number that a float can hold, got a larger {type(value).__name__}"
-        ) from None
-    except Exception as error:
-        raise TypeError(f"{name} must be a real number, got {type(value).__name__} ({error})") from error
+    return _ops.to_float(value, name)
