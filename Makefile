@@ -40,7 +40,7 @@ digits.npz: examples/networks.py | $(VENV)/.installed $(VENV)/.examples
 test: $(VENV)/.installed $(VENV)/.test  ## the whole test suite
 	$(BIN)/python -m pytest
 
-test-large: $(VENV)/.installed $(VENV)/.test  ## arrays of more than 2^31 elements: 12 GB of memory, a minute or two
+test-large: $(VENV)/.installed $(VENV)/.test  ## arrays of more than 2^31 elements: 18 GB of memory, four minutes
 	$(BIN)/python -m pytest -m large
 
 bench: $(VENV)/.installed $(VENV)/.bench  ## asv on the working tree, and a table of what it found

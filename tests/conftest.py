@@ -94,3 +94,4 @@ def pytest_collection_modifyitems(items):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "openmp: needs a cybn built with OpenMP")
+    config.addinivalue_line("markers", "large: takes gigabytes; `make test-large` runs it")
