@@ -17,6 +17,8 @@ enum { CYBN_AWAKE, CYBN_CLOSE, CYBN_WAKE, CYBN_COMPETE };
 enum {
     CYBN_MOST_SHARES = 1024,        /* (and 255 steps) */
     CYBN_SPIN = 50 * 1000,          /* ns for which a helper looks for work before it sleeps; waking up takes as long */
+    CYBN_SPIN_MOST = 1000 * 1000,   /* up to this, a quarter of what its last work took: the larger the results, the longer
+                                       the system takes to free and to find their memory, between two calls of a loop */
     CYBN_STEP_SPIN = 1000 * 1000,   /* ns for which who is done with a step looks whether the others are */
     CYBN_LOST = 2 * 1000 * 1000,    /* ns without a processor, in the middle of work, that tell that others want it */
     CYBN_AWAY = 1000 * 1000,        /* ns for which a helper stays away then; twice as long each time that follows, */
@@ -168,10 +170,11 @@ static cybn_task *cybn_enter(void) {
     return NULL;
 }
 
-/* The next task, spinning for a while if that is wished, and sleeping then. */
-static cybn_task *cybn_next(int spinning) {
+/* The next task, spinning for so many ns and sleeping then. */
+static cybn_task *cybn_next(long long ns) {
     cybn_task *task = NULL;
-    cybn_patience patience = {0, CYBN_SPIN, 0};
+    cybn_patience patience = {0, ns, 0};
+    int spinning = ns > 0;
     while (task == NULL) {
         spinning = spinning && cybn_spin(&patience);
         if (spinning && CYBN_LOAD(&cybn_pool.room) == 0) continue;
@@ -214,7 +217,7 @@ static long cybn_interruptions(void) { return 0; }
 
 /* Between other processes a helper gets its turn, loses it in the middle of a share, and has the caller wait for
    milliseconds. Who has lost time so stays away for a while; the longer, the more often. */
-static void cybn_stay_away(long ns) {
+static void cybn_stay_away(long long ns) {
     struct timespec pause = {0, ns};
     CYBN_ADD(&cybn_pool.away, 1);
     CYBN_ADD(&cybn_pool.idle, -1);
@@ -227,12 +230,12 @@ static void *cybn_help(void *number) {
 #if defined(__linux__)
     pthread_setname_np(pthread_self(), "cybn");     /* for who looks at the process */
 #endif
-    long away = 0;      /* ns */
+    long long away = 0, spin = CYBN_SPIN;   /* ns */
     for (;;) {
-        cybn_task *task = cybn_next(!away);
+        cybn_task *task = cybn_next(spin);
         int place = (int)((size_t)number % (size_t)task->helpers) + 1, competes = task->worth == CYBN_COMPETE;
         long interruptions = cybn_interruptions();
-        long long lost = cybn_now() - cybn_clock(CLOCK_THREAD_CPUTIME_ID);
+        long long start = cybn_now(), end, lost = start - cybn_clock(CLOCK_THREAD_CPUTIME_ID);
         if (cybn_make_way(task)) {
             CYBN_ADD(&cybn_pool.helped, 1);
             cybn_take_part(task, place * task->shares / (task->helpers + 1));
@@ -240,10 +243,14 @@ static void *cybn_help(void *number) {
         CYBN_ADD(&cybn_pool.idle, 1);
         CYBN_ADD(&task->inside, -1);    /* the last access to it */
         cybn_tell();
-        lost = cybn_now() - cybn_clock(CLOCK_THREAD_CPUTIME_ID) - lost;
+        end = cybn_now();
+        lost = end - cybn_clock(CLOCK_THREAD_CPUTIME_ID) - lost;
         if (competes || lost < CYBN_LOST || cybn_interruptions() == interruptions) {
             away = 0;
+            spin = (end - start) / 4;
+            spin = spin < CYBN_SPIN ? CYBN_SPIN : spin < CYBN_SPIN_MOST ? spin : CYBN_SPIN_MOST;
         } else {
+            spin = 0;
             away = away == 0 ? CYBN_AWAY : 2 * away < CYBN_AWAY_MOST ? 2 * away : CYBN_AWAY_MOST;
             cybn_stay_away(away);
         }
