@@ -21,11 +21,14 @@ serve-uvicorn  = WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) \
 
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
-.PHONY: demo service load test test-large sanitize tsan valgrind bench dashboard bench-compare test-dashboard compare latency \
+.PHONY: demo lectures service load test test-large sanitize tsan valgrind bench dashboard bench-compare test-dashboard compare latency \
 	performance plots lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
 	$(BIN)/python examples/digits.py
+
+lectures: $(VENV)/.installed $(VENV)/.examples  ## the lectures' claims, measured and drawn: docs/lectures.md
+	PYTHONPATH=examples $(BIN)/python -m lectures $(ONLY)
 
 service: $(VENV)/.installed $(VENV)/.service digits.npz  ## the trained network over HTTP
 	$(or $(serve-$(or $(MODE),gunicorn)),$(error MODE is gunicorn or uvicorn, got $(MODE)))

@@ -100,6 +100,25 @@ class ReLU:
         return da * self.positive
 
 
+class Dropout:
+    """In training each value becomes 0 with probability `rate`, and the others grow, so that the mean stays."""
+
+    def __init__(self, rng, rate):
+        self.rng = rng
+        self.rate = rate
+        self.training = True
+
+    def train(self, mode=True):
+        self.training = mode
+
+    def __call__(self, a):
+        self.kept = (self.rng.random(a.shape) >= self.rate) / np.float32(1 - self.rate) if self.training else 1
+        return a * self.kept
+
+    def backward(self, da):
+        return da * self.kept
+
+
 class Flatten:
     def __call__(self, a):
         self.shape = a.shape
@@ -127,7 +146,7 @@ class Network:
 
     def train(self, mode=True):
         for layer in self.layers:
-            if isinstance(layer, cybn.BatchNorm):
+            if hasattr(layer, "train"):
                 layer.train(mode)
         return self
 
@@ -168,14 +187,24 @@ class Network:
         return [(i, layer) for i, layer in enumerate(self.layers) if hasattr(layer, "state_dict")]
 
 
-def fully_connected(rng, with_layer):
+def fully_connected(
+    rng, with_layer, widths=(64, 100, 100, 100), activation=Sigmoid, scale=1, after=False, dropout=0, outputs=10
+):
+    """W a, activation, ...; `scale` multiplies the initial W, `after` puts the layer behind the activation."""
     layers = [Flatten()]
-    for inputs, outputs in pairwise([64, 100, 100, 100]):
-        layers.append(Dense(rng, (outputs, inputs), bias=not with_layer))
+    for before, width in pairwise(widths):
+        layers.append(Dense(rng, (width, before), bias=after or not with_layer))
+        block = [activation()]
         if with_layer:
-            layers.append(cybn.BatchNorm1d(outputs))
-        layers.append(Sigmoid())
-    return Network([*layers, Dense(rng, (10, 100))])
+            block.insert(after, cybn.BatchNorm1d(width))
+        if dropout:
+            block.append(Dropout(rng, dropout))
+        layers += block
+    network = Network([*layers, Dense(rng, (outputs, widths[-1]))])
+    for layer in network.layers:
+        if isinstance(layer, Dense):
+            layer.weight *= np.float32(scale)
+    return network
 
 
 def convolutional(rng, with_layer):
@@ -244,31 +273,43 @@ def load_data(rng):
     return images[train], digits.target[train], images[test], digits.target[test]
 
 
-def train(network, optimizer, data, steps, rng, progress):
+def minibatches(count, size, rng):
+    """Indices of examples without end: in each epoch all of them in a new order, less a last and shorter batch."""
+    while True:
+        yield from rng.permutation(count)[: count // size * size].reshape(-1, size)
+
+
+def training(network, optimizer, x, digit, steps, rng, batch_size=BATCH):
+    """Train, and let whoever iterates watch: after each step its number, from 1, and the loss that it started from."""
+    for step, batch in zip(range(1, steps + 1), minibatches(len(x), batch_size, rng), strict=False):
+        loss, gradient = cross_entropy(network.train()(x[batch]), digit[batch])
+        network.backward(gradient)
+        optimizer.step(network.parameters())
+        yield step, loss
+
+
+def train(network, optimizer, data, steps, rng, progress=None, every=EVALUATE_EVERY):
     """Train, and return the learning curve: pairs of a step and the test accuracy after it."""
     x, digit, x_test, digit_test = data
     curve = [(0, accuracy(network.eval()(x_test), digit_test))]
-    batches = iter(())
-    for step in range(1, steps + 1):
-        batch = next(batches, None)
-        if batch is None:  # a new epoch, without its last and shorter batch
-            batches = iter(rng.permutation(len(x))[: len(x) // BATCH * BATCH].reshape(-1, BATCH))
-            batch = next(batches)
-        logits = network.train()(x[batch])
-        network.backward(cross_entropy_gradient(logits, digit[batch]))
-        optimizer.step(network.parameters())
-        if step % EVALUATE_EVERY == 0 or step == steps:
+    for step, _ in training(network, optimizer, x, digit, steps, rng):
+        if step % every == 0 or step == steps:
             curve.append((step, accuracy(network.eval()(x_test), digit_test)))
-        progress.update()
+        if progress is not None:
+            progress.update()
     return curve
 
 
-def cross_entropy_gradient(logits, digit):
-    """Of the batch's mean of -log softmax(logits)[digit]."""
-    gradient = np.exp(logits - logits.max(axis=1, keepdims=True))
-    gradient /= gradient.sum(axis=1, keepdims=True)
-    gradient[np.arange(len(digit)), digit] -= 1
-    return gradient / len(digit)
+def cross_entropy(logits, digit):
+    """The batch's mean of -log softmax(logits)[digit], and its gradient."""
+    rows = np.arange(len(digit))
+    logits = logits - logits.max(axis=1, keepdims=True)
+    gradient = np.exp(logits)
+    total = gradient.sum(axis=1, keepdims=True)
+    loss = float((np.log(total[:, 0]) - logits[rows, digit]).mean())
+    gradient /= total
+    gradient[rows, digit] -= 1
+    return loss, gradient / len(digit)
 
 
 def accuracy(logits, digit):
