@@ -102,13 +102,13 @@ def verdict(m):
     deep = ratio(m)[:, :, -1]
     off = abs(deep[:, 0] - 1)
     positive, negative = (m["first"][:, 1, side(FACTORS, 0)] for side in (np.greater, np.less))
-    steady = abs(positive - 1).max() < 1e-9 and abs(negative + 1).max() < 1e-9
-    held = [np.median(off) > 0.1, abs(ratio(m)[:, 1] - 1).max() < 1e-9, steady]
+    steady = max(abs(positive - 1).max(), abs(negative + 1).max())
+    held = [np.median(off) > 0.1, abs(ratio(m)[:, 1] - 1).max() < 1e-9, steady < 1e-9]
     sentence = (
         f"At depth {m['depths'][-1]} the step does {np.median(deep[:, 0]):.2g} times what its gradient promises "
-        f"({deep[:, 0].min():.2g} to {deep[:, 0].max():.2g}); normalized, exactly what it promises at any depth (to "
-        f"{abs(ratio(m)[:, 1] - 1).max():.0e}). A lower weight then changes nothing but at 0, where the output is "
-        "lost, and past it, where its sign turns."
+        f"({deep[:, 0].min():.2g} to {deep[:, 0].max():.2g}); normalized, it keeps the promise to "
+        f"{abs(ratio(m)[:, 1] - 1).max():.0e} at any depth. The first weight then changes J by {steady:.0e} at most "
+        "while it keeps its sign; at 0 the output is lost, and past 0 it turns."
     )
     return judge(held, sentence)
 

@@ -115,15 +115,17 @@ def numbers(m):
 
 def verdict(m):
     worst = {key: max(s[key] for s in m["sets"].values()) for key in ("equations", "wanted", "identity")}
+    largest = m["constant"]["largest"]
     held = [
         all(s["starts"] for s in m["sets"].values()),
         max(worst.values()) < 1e-5,
         np.isfinite(m["constant"]["largest"]).all() and m["constant"]["without"],
     ]
     sentence = (
-        f"The layer is the four equations to {worst['equations']:.0e} and the identity to {worst['identity']:.0e}, "
-        f"in float32 on {len(m['sets'])} data sets; a constant pixel stays finite for every eps, its gradient grows "
-        "as 1/sqrt(eps), and with eps = 0 it is 0/0."
+        f"The layer differs from the four equations by {worst['equations']:.0e} and from the identity by "
+        f"{worst['identity']:.0e} at most, in float32 on {len(m['sets'])} data sets. A constant pixel's largest "
+        f"gradient is {largest[-1]:.0e} at eps = {SMALL[-1]:g} and {largest[0]:.0e} at {SMALL[0]:g}, as 1/sqrt(eps); "
+        f"with eps = 0 its output is {'0/0' if m['constant']['without'] else 'finite'}."
     )
     return judge(held, sentence)
 

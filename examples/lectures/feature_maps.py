@@ -63,9 +63,9 @@ def numbers(m):
 def verdict(m):
     held = [m["rows"].max() < 1e-5, m["last"].max() < 1e-5, m["shared"].min() > 0.999 > m["alone"].max()]
     sentence = (
-        f"The layer treats each pixel as one more example (to {m['rows'].max():.0e}), in either memory layout, and "
-        "so keeps the picture: a map's correlation with itself stays 1, where statistics per pixel would leave "
-        f"{np.median(m['alone']):.2f}."
+        f"The layer's output is that of every pixel taken as one more example, to {m['rows'].max():.0e}, in either "
+        f"memory layout. Maps correlate with themselves before by {np.median(m['shared']):.3f}; with statistics per "
+        f"pixel it would be {np.median(m['alone']):.2f}."
     )
     return judge(held, sentence)
 

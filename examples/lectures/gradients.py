@@ -86,8 +86,8 @@ def verdict(m):
     smallest = m["through"][:, EPS.index(1e-10)].max()
     held = [smallest < 1e-9, m["constant"][:, -1].min() > 0.01, others(m)[1].min() > 0.01]
     sentence = (
-        f"Both sums vanish (below {smallest:.0e} of their terms at eps = 1e-10), where with constant statistics they "
-        f"reach {np.median(m['constant'][:, -1]):.1f}; in a batch of {SHOWN} another example moves an output "
+        f"Both sums are at most {smallest:.0e} of their terms at eps = 1e-10; with mu and sigma held constant they "
+        f"reach {np.median(m['constant'][:, -1]):.1f}. In a batch of {SHOWN} another example moves an output "
         f"{100 * np.median(others(m)[1]):.0f} % as far as its own input does."
     )
     return judge(held, sentence)

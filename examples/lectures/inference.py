@@ -68,9 +68,10 @@ def verdict(m):
     early = np.median(m["population"][:, 0] - m["running"][:, 0])
     held = [late <= 2, (m["running"] == m["single"]).all() and m["deviation"].max() < 1e-5]
     sentence = (
-        f"After {m['stops'][-1]} steps both give the same accuracy within {late:.1f} percentage points, and one "
-        f"image at a time gets its batch's answer. Early on the averages lag: after {m['stops'][0]} steps they are "
-        f"worth {early:.0f} points less than the pass."
+        f"After {m['stops'][-1]} steps the two differ by {late:.1f} percentage points at most; one image at a time "
+        f"gets its batch's accuracy at {100 * (m['running'] == m['single']).mean():.0f} % of the stops. After "
+        f"{m['stops'][0]} steps, when the averages have hardly left their start, the pass is worth {early:.0f} "
+        "points more."
     )
     return judge(held, sentence)
 
