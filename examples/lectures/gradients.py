@@ -102,7 +102,8 @@ def draw(m):
     left.set(
         title="L8: the sums over a batch", xlabel="eps", ylabel="relative to the terms", xscale="log", yscale="log"
     )
-    left.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.1))
+    left.set_ylim(1e-25, 10)  # room for the legend
+    left.legend(fontsize=8, loc="lower right")
     image = right.imshow(m["dependence"][0], cmap="cividis")
     right.set(
         title="L10: |derivative| of an output by an input",

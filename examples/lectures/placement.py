@@ -110,5 +110,6 @@ def draw(m):
         right.plot(CONSTANTS, rounding, color=colour, linestyle=":", linewidth=1, label=f"{dtype}, rounding of z + b")
     right.set(title="L6: a constant b added to z", xlabel="b", ylabel="largest change of the output")
     right.set(xscale="log", yscale="log")
+    right.set_ylim(1e-17, 1e7)  # room for the legend
     right.legend(fontsize=8, loc="upper left")
     return fig
