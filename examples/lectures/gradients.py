@@ -84,7 +84,7 @@ def numbers(m):
 
 def verdict(m):
     smallest = m["through"][:, EPS.index(1e-10)].max()
-    held = [smallest < 1e-9, m["constant"][:, -1].min() > 0.01, others(m)[1].min() > 0.01]
+    held = [smallest < 1e-9, m["constant"][:, -1].min() > 0.01, others(m)[0].min() > 0]
     sentence = (
         f"Both sums are at most {smallest:.0e} of their terms at eps = 1e-10; with mu and sigma held constant they "
         f"reach {np.median(m['constant'][:, -1]):.1f}. In a batch of {SHOWN} another example moves an output "

@@ -112,7 +112,7 @@ def verdict(m):
     sentence = (
         f"A batch of one is refused, and the errors fall as 1/sqrt(m) (slopes {fitted[0]:.2f} and {fitted[1]:.2f}). "
         f"The gap is {middle[1, 0]:.3f} at {small} and {middle[1, -1]:.3f} at {large}, "
-        f"{'as claimed' if weaker else 'not as claimed'}; without the layer it is {middle[0, 0]:.3f} and "
+        f"{'as claimed' if weaker else 'not less at the smaller'}; without the layer it is {middle[0, 0]:.3f} and "
         f"{middle[0, -1]:.3f}, the ranges over the seeds {'apart' if apart else 'overlapping'}. Dropout beside it "
         f"{'costs no accuracy' if dropout else 'costs accuracy'} ({accuracy[2, 0]:.1f} against {accuracy[1, 0]:.1f} "
         "%)."

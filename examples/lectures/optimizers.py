@@ -73,7 +73,7 @@ def numbers(m):
 def verdict(m):
     ends = np.median(m["curves"][:, :, -1], axis=0)
     sentence = (
-        f"The four rules end at {ends.min():.0f} to {ends.max():.0f} %. A step's gradients are the same bits "
+        f"The four rules end at {ends.min():.1f} to {ends.max():.1f} %. A step's gradients are the same bits "
         f"whatever batch came before, for {sum(m['same'])} of {len(m['same'])} seeds."
     )
     return judge([all(m["same"]), ends.min() >= GOAL], sentence)

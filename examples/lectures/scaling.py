@@ -2,8 +2,9 @@
 
 Logistic regression tells malignant from benign tumours (breast cancer), by gradient descent over all training
 examples at once, from the features as they are and standardized by the training set's mean and standard deviation.
-First with two features and two weights, where the error surface can be drawn; then with all thirty. Of many rates
-each takes the best at which the loss never rises. The seeds split the examples into training and test.
+First with two features and two weights, where the error surface can be drawn (centred in either case, as there is no
+intercept); then with all thirty. Of many rates each takes the best at which the loss never rises. The seeds split the
+examples into training and test.
 """
 
 from functools import partial
@@ -18,7 +19,7 @@ CLAIMS = {
     "standardizing each dimension makes it round and learning fast.",
 }
 
-TWO = ["mean radius", "perimeter error"]
+TWO = ["mean texture", "mean concavity"]
 RATES = 10.0 ** np.arange(-8, 2.1, 0.25)
 STEPS = 500
 SHOWN = 200  # steps of the paths that are drawn
@@ -30,9 +31,11 @@ def examples(seed, standardized, two):
     x = data.data[:, [list(data.feature_names).index(name) for name in TWO]] if two else data.data
     order = np.random.default_rng(seed).permutation(len(x))
     train, test = order[:400], order[400:]
+    moments = cybn.batch_norm_stats(x[train])
     if standardized:
-        moments = cybn.batch_norm_stats(x[train])
         x = cybn.batch_norm(x, moments.mean, moments.var(), eps=0)  # as at test time: the training set's statistics
+    elif two:
+        x = x - moments.mean  # without an intercept, so that scale is all that differs
     if not two:
         x = np.column_stack([x, np.ones(len(x))])
     return x[train], data.target[train], x[test], data.target[test]
@@ -87,7 +90,8 @@ def measure(run=map, seeds=SEEDS, steps=STEPS):
 def steps_to_match(m, features):
     """Steps after which the standardized features' loss is what the others' is after all steps."""
     raw, standardized = m["loss"][:, 0, features], m["loss"][:, 1, features]
-    return (standardized <= raw[:, -1:]).argmax(-1)
+    reached = standardized <= raw[:, -1:]
+    return np.where(reached.any(-1), reached.argmax(-1), np.inf)
 
 
 def numbers(m):

@@ -91,7 +91,7 @@ def verdict(m):
     deep = np.median(ends(m["sigmoid"]), axis=0).max(-1)
     works = m["works"].sum((1, 2))
     held = [
-        with_layer <= without / 2,
+        np.isfinite(with_layer) and with_layer <= without / 2,
         at[1].min() >= GOAL and at[1, 1] >= at[1, 2],
         deep[0] < 20 and deep[1] >= GOAL,
         works[1] > works[0],
@@ -99,8 +99,8 @@ def verdict(m):
     sentence = (
         f"The goal takes {with_layer:.0f} steps instead of {without:.0f}; 5 and 30 times the rate end at "
         f"{at[1, 1]:.0f} % and {at[1, 2]:.0f} % ({at[0, 1]:.0f} % and {at[0, 2]:.0f} % without); {SIGMOID[1]} "
-        f"sigmoid layers learn to {deep[1]:.0f} % ({deep[0]:.0f} % without, at the best of all rates); {works[1]} "
-        f"combinations of rate and scale work instead of {works[0]}."
+        f"sigmoid layers learn to {deep[1]:.0f} % ({deep[0]:.0f} % without, at the best rate for that initial "
+        f"scale); {works[1]} combinations of rate and scale work instead of {works[0]}."
     )
     return judge(held, sentence)
 
