@@ -187,9 +187,7 @@ class Network:
         return [(i, layer) for i, layer in enumerate(self.layers) if hasattr(layer, "state_dict")]
 
 
-def fully_connected(
-    rng, with_layer, widths=(64, 100, 100, 100), activation=Sigmoid, scale=1, after=False, dropout=0, outputs=10
-):
+def fully_connected(rng, with_layer, widths=(64, 100, 100, 100), activation=Sigmoid, scale=1, after=False, dropout=0):
     """W a, activation, ...; `scale` multiplies the initial W, `after` puts the layer behind the activation."""
     layers = [Flatten()]
     for before, width in pairwise(widths):
@@ -200,7 +198,7 @@ def fully_connected(
         if dropout:
             block.append(Dropout(rng, dropout))
         layers += block
-    network = Network([*layers, Dense(rng, (outputs, widths[-1]))])
+    network = Network([*layers, Dense(rng, (10, widths[-1]))])
     for layer in network.layers:
         if isinstance(layer, Dense):
             layer.weight *= np.float32(scale)

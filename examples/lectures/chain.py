@@ -72,7 +72,8 @@ def first_weight(seed, with_layer):
     w = initial(seed, DEPTH)
     factors = np.ones((len(FACTORS), DEPTH))
     factors[:, 0] = FACTORS
-    return [objective(*corpus(), w * f, with_layer)[0] / objective(*corpus(), w, with_layer)[0] for f in factors]
+    before, _ = objective(*corpus(), w, with_layer)
+    return [objective(*corpus(), w * f, with_layer)[0] / before for f in factors]
 
 
 def measure(run=map, seeds=range(20), depths=DEPTHS):

@@ -36,6 +36,7 @@ def trial(seed):
         "last": abs(shared - channels_last.transpose(0, 3, 1, 2)).max(),
         "shared": correlation(z, shared),
         "alone": correlation(z, alone),
+        "pictures": [a[:SHOWN, 0] for a in (z, shared, alone)],
     }
 
 
@@ -47,10 +48,7 @@ def correlation(z, y):
 
 
 def measure(run=map, seeds=SEEDS):
-    z = feature_maps(seeds[0])
-    shared = cybn.batch_norm(z, None, None, training=True)
-    alone = cybn.batch_norm(z.reshape(256, -1), None, None, training=True).reshape(z.shape)
-    return {**each(run, trial, seeds), "pictures": [a[:SHOWN, 0] for a in (z, shared, alone)]}
+    return each(run, trial, seeds)
 
 
 def numbers(m):
@@ -73,7 +71,7 @@ def verdict(m):
 def draw(m):
     fig, panels = figure(WIDTH / SHOWN * 3 + 0.7, 3, SHOWN)
     names = ("z = W * a", "normalized,\nshared", "normalized,\nper pixel")
-    for row, name, maps in zip(panels, names, m["pictures"], strict=True):
+    for row, name, maps in zip(panels, names, m["pictures"][0], strict=True):
         low, high = np.percentile(maps, [1, 99])
         for axes, picture in zip(row, maps, strict=True):
             image = axes.imshow(picture, cmap="cividis", vmin=low, vmax=high)

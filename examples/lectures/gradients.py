@@ -42,10 +42,7 @@ def trial(seed):
 
 def relative(dx, x_norm):
     """The largest over the channels."""
-    return [
-        (abs(terms.sum(axis=0)) / abs(terms).sum(axis=0)).max()  #
-        for terms in (dx, dx * x_norm)
-    ]
+    return [(abs(terms.sum(axis=0)) / abs(terms).sum(axis=0)).max() for terms in (dx, dx * x_norm)]
 
 
 def dependence(seed):

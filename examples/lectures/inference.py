@@ -9,7 +9,7 @@ from functools import partial
 
 import networks
 import numpy as np
-from lectures.lecture import BLUE, GREEN, ORANGE, SEEDS, band, digits, each, figure, judge, spread
+from lectures.lecture import BLUE, GREEN, ORANGE, SEEDS, band, by_key, digits, each, figure, judge, spread
 
 import cybn
 
@@ -28,7 +28,7 @@ def trial(seed, stops):
     rng = np.random.default_rng(seed)
     network = networks.convolutional(rng, with_layer=True)
     first = next(layer for layer in network.layers if isinstance(layer, cybn.BatchNorm))
-    m = {}
+    rows = []
     for step, _ in networks.training(network, networks.Adam(0.01), x, digit, stops[-1], rng):
         if step not in stops:
             continue
@@ -37,18 +37,18 @@ def trial(seed, stops):
         singles = np.concatenate([network(image[None]) for image in x_test])
         mean, var = first.running_mean.copy(), first.running_var.copy()
         networks.set_population_statistics(network, x)
-        found = {
-            "running": networks.accuracy(logits, digit_test),
-            "single": networks.accuracy(singles, digit_test),
-            "population": networks.accuracy(network(x_test), digit_test),
-            "deviation": abs(singles - logits).max() / abs(logits).max(),
-            "mean": np.sqrt(np.mean((mean - first.running_mean) ** 2 / first.running_var)),
-            "var": np.sqrt(np.mean((var / first.running_var - 1) ** 2)),
-        }
-        for key, value in found.items():
-            m.setdefault(key, []).append(value)
+        rows.append(
+            {
+                "running": networks.accuracy(logits, digit_test),
+                "single": networks.accuracy(singles, digit_test),
+                "population": networks.accuracy(network(x_test), digit_test),
+                "deviation": abs(singles - logits).max() / abs(logits).max(),
+                "mean": np.sqrt(np.mean((mean - first.running_mean) ** 2 / first.running_var)),
+                "var": np.sqrt(np.mean((var / first.running_var - 1) ** 2)),
+            }
+        )
         network.load_state_dict(running)
-    return m
+    return by_key(rows)
 
 
 def measure(run=map, seeds=SEEDS, stops=STOPS):

@@ -25,7 +25,7 @@ WIDTH = 8  # inches; shown 800 pixels wide
 DPI = 150
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; never told apart by colour alone.
-BLUE, ORANGE, GREEN, SKY, PURPLE, YELLOW = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#E69F00"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 WITHOUT = {"label": "without", "color": ORANGE, "linestyle": "--"}
 WITH = {"label": "with batch normalization", "color": BLUE, "linestyle": "-"}
 
@@ -79,8 +79,19 @@ def each(run, function, *axes):
         return values.reshape(*map(len, axes), *values.shape[1:])
 
     if isinstance(results[0], dict):
-        return {key: gather([result[key] for result in results]) for key in results[0]}
+        return {key: gather(values) for key, values in by_key(results).items()}
     return gather(results)
+
+
+def by_key(rows):
+    """Dicts that have the same keys, as one dict of lists."""
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def first_reached(goal, steps, curves):
+    """The step at which each curve reaches the goal; inf: never."""
+    reached = curves >= goal
+    return np.where(reached.any(-1), steps[reached.argmax(-1)], np.inf)
 
 
 def spread(values, form="{:.3g}"):

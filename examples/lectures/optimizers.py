@@ -9,7 +9,20 @@ from functools import partial
 
 import networks
 import numpy as np
-from lectures.lecture import BLUE, GREEN, ORANGE, PURPLE, SEEDS, band, digits, each, figure, judge, spread
+from lectures.lecture import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SEEDS,
+    band,
+    digits,
+    each,
+    figure,
+    first_reached,
+    judge,
+    spread,
+)
 
 CLAIMS = {
     "L7": "Step t uses only X{t}'s mean and variance; W, beta and gamma are updated by gradient descent, Momentum, "
@@ -59,8 +72,7 @@ def measure(run=map, seeds=SEEDS, steps=300):
 
 def steps_to_goal(m):
     """Of each seed by each rule; inf: never."""
-    reached = m["curves"] >= GOAL
-    return np.where(reached.any(-1), m["steps"][reached.argmax(-1)], np.inf)
+    return first_reached(GOAL, m["steps"], m["curves"])
 
 
 def numbers(m):

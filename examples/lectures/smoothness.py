@@ -11,7 +11,7 @@ from functools import partial
 
 import networks
 import numpy as np
-from lectures.lecture import SEEDS, WITH, WITHOUT, band, digits, each, figure, judge, spread
+from lectures.lecture import SEEDS, WITH, WITHOUT, band, by_key, digits, each, figure, judge, spread
 
 CLAIMS = {
     "L22": "Later work measured that internal shift is small either way, and that what improves is the smoothness "
@@ -55,20 +55,14 @@ def along(network, x, digit):
 def inside(network, x, digit):
     """By how much the third layer's gradient turns, in degrees, when the two below it take their step."""
     state = network.state_dict()
-    _, gradients = loss_and_gradient(network, x, digit)
-    layers = [layer for layer in network.layers if isinstance(layer, networks.Dense)]
-    before = layers[2].grad_weight.copy()
-    below = {id(w) for layer in network.layers[: network.layers.index(layers[2])] for w in weights(layer)}
-    for (w, _), dw in zip(network.parameters(), gradients, strict=True):
-        if id(w) in below:
-            w -= np.float32(RATE) * dw
+    _, _, third, *_ = [layer for layer in network.layers if isinstance(layer, networks.Dense)]
+    below = networks.Network(network.layers[: network.layers.index(third)])
+    loss_and_gradient(network, x, digit)
+    before = third.grad_weight
+    networks.GradientDescent(RATE).step(below.parameters())
     loss_and_gradient(network, x, digit)
     network.load_state_dict(state)
-    return angle(before.ravel(), layers[2].grad_weight.ravel())
-
-
-def weights(layer):
-    return [w for w in (getattr(layer, "weight", None), getattr(layer, "bias", None)) if w is not None]
+    return angle(before.ravel(), third.grad_weight.ravel())
 
 
 def angle(a, b):
@@ -81,15 +75,13 @@ def trial(seed, with_layer, steps):
     rng = np.random.default_rng(seed)
     network = networks.fully_connected(rng, with_layer, WIDTHS, networks.ReLU)
     probes = networks.minibatches(len(x), networks.BATCH, np.random.default_rng(seed + 100))
-    m = {}
+    rows = []
     for step, _ in networks.training(network, networks.GradientDescent(RATE), x, digit, steps, rng):
         if step % EVERY == 0:
             batch = next(probes)
             found = along(network, x[batch], digit[batch])
-            found["inside"] = inside(network, x[batch], digit[batch])
-            for key, value in found.items():
-                m.setdefault(key, []).append(value)
-    return m
+            rows.append({**found, "inside": inside(network, x[batch], digit[batch])})
+    return by_key(rows)
 
 
 def measure(run=map, seeds=SEEDS, steps=300):

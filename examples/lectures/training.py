@@ -9,7 +9,20 @@ from functools import partial
 
 import networks
 import numpy as np
-from lectures.lecture import BLUE, ORANGE, SEEDS, WITH, WITHOUT, band, digits, each, figure, judge, spread
+from lectures.lecture import (
+    BLUE,
+    ORANGE,
+    SEEDS,
+    WITH,
+    WITHOUT,
+    band,
+    digits,
+    each,
+    figure,
+    first_reached,
+    judge,
+    spread,
+)
 from matplotlib.colors import ListedColormap
 
 CLAIMS = {
@@ -56,8 +69,7 @@ def measure(run=map, seeds=SEEDS, rates=RATES, scales=SCALES, steps=STEPS):
 
 def fastest(m, layer):
     """The rate at which the median seed reaches the goal first: its index, and each seed's steps (inf: never)."""
-    reached = m["relu"][:, layer] >= GOAL
-    steps = np.where(reached.any(-1), m["steps"][reached.argmax(-1)], np.inf)
+    steps = first_reached(GOAL, m["steps"], m["relu"][:, layer])
     best = np.median(steps, axis=0).argmin()
     return best, steps[:, best]
 
