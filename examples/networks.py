@@ -19,7 +19,7 @@ EVALUATE_EVERY = 2
 # ------------------------------------------------------------------------------------------------------------- layers
 # A cybn layer is called for the forward pass, has backward, weight and bias, and leaves grad_weight and grad_bias. The
 # layers here do the same under the same names, so that nothing below needs to know which is which. What a forward pass
-# returns it does not read from the layer again: several threads can evaluate one network.
+# leaves in a layer is for backward alone, and not read again on the way: several threads can evaluate one network.
 
 
 class Linear:
@@ -112,8 +112,8 @@ class Dropout:
         self.training = mode
 
     def __call__(self, a):
-        self.kept = (self.rng.random(a.shape) >= self.rate) / np.float32(1 - self.rate) if self.training else 1
-        return a * self.kept
+        self.kept = kept = (self.rng.random(a.shape) >= self.rate) / np.float32(1 - self.rate) if self.training else 1
+        return a * kept
 
     def backward(self, da):
         return da * self.kept
@@ -188,16 +188,17 @@ class Network:
 
 
 def fully_connected(rng, with_layer, widths=(64, 100, 100, 100), activation=Sigmoid, scale=1, after=False, dropout=0):
-    """W a, activation, ...; `scale` multiplies the initial W, `after` puts the layer behind the activation."""
+    """W a, activation, ...; `scale` multiplies the initial W, `after` puts the layer behind the activation.
+
+    `with_layer` is for all hidden layers, or one answer for each.
+    """
     layers = [Flatten()]
-    for before, width in pairwise(widths):
-        layers.append(Dense(rng, (width, before), bias=after or not with_layer))
-        block = [activation()]
-        if with_layer:
-            block.insert(after, cybn.BatchNorm1d(width))
+    for (before, width), normalized in zip(pairwise(widths), np.broadcast_to(with_layer, len(widths) - 1), strict=True):
+        layers.append(Dense(rng, (width, before), bias=after or not normalized))
+        block = [cybn.BatchNorm1d(width), activation()] if normalized else [activation()]
+        layers += reversed(block) if after else block
         if dropout:
-            block.append(Dropout(rng, dropout))
-        layers += block
+            layers.append(Dropout(rng, dropout))
     network = Network([*layers, Dense(rng, (10, widths[-1]))])
     for layer in network.layers:
         if isinstance(layer, Dense):
@@ -277,8 +278,8 @@ def minibatches(count, size, rng):
         yield from rng.permutation(count)[: count // size * size].reshape(-1, size)
 
 
-def training(network, optimizer, x, digit, steps, rng, batch_size=BATCH):
-    """Train, and let whoever iterates watch: after each step its number, from 1, and the loss that it started from."""
+def descent(network, optimizer, x, digit, steps, rng, batch_size=BATCH):
+    """Train while being iterated over: after each step its number, from 1, and the loss that it started from."""
     for step, batch in zip(range(1, steps + 1), minibatches(len(x), batch_size, rng), strict=False):
         loss, gradient = cross_entropy(network.train()(x[batch]), digit[batch])
         network.backward(gradient)
@@ -290,7 +291,7 @@ def train(network, optimizer, data, steps, rng, progress=None, every=EVALUATE_EV
     """Train, and return the learning curve: pairs of a step and the test accuracy after it."""
     x, digit, x_test, digit_test = data
     curve = [(0, accuracy(network.eval()(x_test), digit_test))]
-    for step, _ in training(network, optimizer, x, digit, steps, rng):
+    for step, _ in descent(network, optimizer, x, digit, steps, rng):
         if step % every == 0 or step == steps:
             curve.append((step, accuracy(network.eval()(x_test), digit_test)))
         if progress is not None:

@@ -69,6 +69,13 @@ def test_the_layer_stands_where_it_was_asked_to(after, order):
     assert (network.layers[1].bias is not None) == after
 
 
+def test_each_hidden_layer_can_have_it_or_not():
+    network = networks.fully_connected(np.random.default_rng(0), (False, True), (64, 5, 5))
+    names = [type(layer).__name__ for layer in network.layers]
+    assert names == ["Flatten", "Dense", "Sigmoid", "Dense", "BatchNorm1d", "Sigmoid", "Dense"]
+    assert [layer.bias is None for layer in network.layers if isinstance(layer, networks.Dense)] == [False, True, False]
+
+
 def test_dropout():
     dropout = networks.Dropout(np.random.default_rng(0), 0.25)
     a = np.full((400, 500), 3, np.float32)
@@ -90,11 +97,11 @@ def test_an_epoch_has_every_example_once():
         assert set(epoch) <= set(range(20))
 
 
-def test_training_lets_watch():
+def test_descent_lets_watch():
     rng = np.random.default_rng(0)
     x, digit = rng.random((64, 64), np.float32), rng.integers(10, size=64)
     network = networks.fully_connected(rng, True)
-    watched = list(networks.training(network, networks.Adam(0.01), x, digit, 30, rng, batch_size=32))
+    watched = list(networks.descent(network, networks.Adam(0.01), x, digit, 30, rng, batch_size=32))
     assert [step for step, _ in watched] == list(range(1, 31))
     assert watched[0][1] == pytest.approx(np.log(10), rel=0.3)
     assert watched[-1][1] < watched[0][1] / 2

@@ -39,10 +39,10 @@ runs all of them and writes this page ({seconds:.0f} s on {cores} cores); `make 
 scripts are in [examples/lectures](../examples/lectures), the networks that they train in
 [networks.py](../examples/networks.py).
 
-Figures are medians over several seeds, with their range in brackets or as a band. A verdict says what was seen here, on
-small networks and small data; it is no proof of a claim, nor against it.
+Figures are medians over several seeds, with their range in brackets or as a band, unless they say otherwise. A verdict
+says what was seen here, on small networks and small data; it is no proof of a claim, nor against it.
 
-| claim | | verdict |
+| claim | verdict | |
 |---|---|---|
 {table}
 
@@ -61,7 +61,9 @@ SECTION = """\
 {numbers}
 ```
 
-**{held}.** {sentence} ([{name}.py](../examples/lectures/{name}.py))
+{verdicts}
+
+([{name}.py](../examples/lectures/{name}.py))
 """
 
 
@@ -104,24 +106,22 @@ def main():
             lecture = importlib.import_module(f"lectures.{name}")
             measured = lecture.measure(run)
             lines = list(lecture.numbers(measured))
-            verdict = lecture.verdict(measured)
+            verdicts = list(lecture.verdicts(measured))
             lecture.draw(measured).savefig(folder / f"{name}.png")
             title, method = inspect.getdoc(lecture).split("\n", 1)
-            lectures.write(
-                "\n".join([f"\n{title}", *lines, *textwrap.wrap(f"{verdict.held}. {verdict.sentence}", 100)])
-            )
-            claims = "\n".join(f"- **{claim}** {statement}" for claim, statement in lecture.CLAIMS.items())
+            told = [f"{claim} {held.lower()}: {sentence}" for claim, held, sentence in verdicts]
+            lectures.write("\n".join([f"\n{title}", *lines, *map(wrapped, told)]))
             sections.append(
                 SECTION.format(
                     title=title,
-                    claims=claims,
+                    claims="\n".join(f"- **{claim}** {statement}" for claim, statement in lecture.CLAIMS.items()),
                     method=method.strip(),
                     name=name,
                     numbers="\n".join(lines),
-                    **verdict._asdict(),
+                    verdicts="\n".join(f"- **{claim} {held.lower()}.** {text}" for claim, held, text in verdicts),
                 )
             )
-            table.append(f"| {', '.join(lecture.CLAIMS)} | [{title}](#{anchor(title)}) | {verdict.held} |")
+            table += [f"| {claim} | {held} | [{title}](#{anchor(title)}) |" for claim, held, _ in verdicts]
     if not args.only:
         page = PAGE.format(
             seconds=time.perf_counter() - start,
@@ -131,6 +131,10 @@ def main():
         )
         (args.docs / "lectures.md").write_text(page)
         print(f"\n{args.docs / 'lectures.md'}; {time.perf_counter() - start:.0f} s in all")
+
+
+def wrapped(text):
+    return textwrap.fill(text, 100, subsequent_indent="    ")
 
 
 def anchor(title):

@@ -99,40 +99,40 @@ def numbers(m):
         yield f"L23  J when w1 is multiplied by {factor:<4g} without {without:5.2f} J, with {with_layer:5.2f} J"
 
 
-def verdict(m):
+def verdicts(m):
     deep = ratio(m)[:, :, -1]
     off = abs(deep[:, 0] - 1)
     positive, negative = (m["first"][:, 1, side(FACTORS, 0)] for side in (np.greater, np.less))
+    zero = abs(m["first"][:, 1, FACTORS == 0]).max()
     steady = max(abs(positive - 1).max(), abs(negative + 1).max())
-    held = [np.median(off) > 0.1, abs(ratio(m)[:, 1] - 1).max() < 1e-9, steady < 1e-9]
-    sentence = (
+    yield judge(
+        "L23",
+        [np.median(off) > 0.1, abs(ratio(m)[:, 1] - 1).max() < 1e-9, steady < 1e-9, zero == 0],
         f"At depth {m['depths'][-1]} the step does {np.median(deep[:, 0]):.2g} times what its gradient promises "
         f"({deep[:, 0].min():.2g} to {deep[:, 0].max():.2g}); normalized, it keeps the promise to "
         f"{abs(ratio(m)[:, 1] - 1).max():.0e} at any depth. The first weight then changes J by {steady:.0e} at most "
-        "while it keeps its sign; at 0 the output is lost, and past 0 it turns."
+        f"while it keeps its sign; at 0 the output is {zero:g}, and past 0 it turns.",
     )
-    return judge(held, sentence)
 
 
 def draw(m):
     fig, (left, right) = figure(3.6, 1, 2)
     for layer, style in enumerate((WITHOUT, WITH)):
         band(left, m["depths"], ratio(m)[:, layer], marker="o", **style)
-        jump = (
-            np.where(FACTORS == 0, np.nan, np.median(m["first"][:, layer], axis=0)) if layer else m["first"][0, layer]
-        )
-        right.plot(FACTORS, jump, **style)
-    right.plot(0, 0, "o", color=WITH["color"])
+        first = np.median(m["first"][:, layer], axis=0)
+        # Points where it jumps, or a line would show values that are not there.
+        right.plot(FACTORS, first, **(style | ({"linestyle": "", "marker": ".", "markersize": 4} if layer else {})))
     left.set(
-        title=f"one step at rate {RATE:g}",
+        title=f"L23: one step at rate {RATE:g}",
         xlabel="depth",
         ylabel="actual / promised decrease",
         xticks=[2, 5, 10, 15, 20],
     )
     left.set(yscale="log", ylim=(0.7, 100), yticks=[1, 10, 100])
+    left.text(20, 80, f"the range goes to {ratio(m)[:, 0].max():.0e}", ha="right", size=8)
     left.legend(fontsize=8)
     right.set(
-        title=f"depth {DEPTH}: only the first weight changes",
+        title=f"L23: depth {DEPTH}, only the first weight changes",
         xlabel="w1 / its value before",
         ylabel="J / its value before",
     )

@@ -58,14 +58,14 @@ def numbers(m):
     yield f"L9  correlation of a map before and after, a mean and variance per pixel: {spread(m['alone'], '{:.2f}')}"
 
 
-def verdict(m):
-    held = [m["rows"].max() < 1e-5, m["last"].max() < 1e-5, m["shared"].min() > 0.999 > m["alone"].max()]
-    sentence = (
+def verdicts(m):
+    yield judge(
+        "L9",
+        [m["rows"].max() < 1e-5, m["last"].max() < 1e-5, m["shared"].min() > 0.999 > m["alone"].max()],
         f"The layer's output is that of every pixel taken as one more example, to {m['rows'].max():.0e}, in either "
-        f"memory layout. Maps correlate with themselves before by {np.median(m['shared']):.3f}; with statistics per "
-        f"pixel it would be {np.median(m['alone']):.2f}."
+        "memory layout. So a map's correlation with what it was before is "
+        f"{np.median(m['shared']):.3f}; with statistics per pixel it would be {np.median(m['alone']):.2f}.",
     )
-    return judge(held, sentence)
 
 
 def draw(m):
@@ -78,6 +78,6 @@ def draw(m):
             axes.set(xticks=[], yticks=[])
             axes.grid(False)
         row[0].set_ylabel(name)
-        fig.colorbar(image, ax=row, shrink=0.8)
+        fig.colorbar(image, ax=row, shrink=0.8, label="value")
     fig.suptitle("L9: the first feature map of six digits", size=10)
     return fig

@@ -5,7 +5,7 @@ A lecture is a module with a docstring (a title; then what is measured, and how)
 CLAIMS          what is claimed: {"L16": "...", ...}
 measure(run)    the measurements, as a dict; `run(function, *iterables)` calls like `map`, maybe in several processes
 numbers(m)      lines to print
-verdict(m)      a `Verdict`
+verdicts(m)     a `Verdict` on each claim, in their order
 draw(m)         a matplotlib `Figure`
 """
 
@@ -17,6 +17,7 @@ import matplotlib
 import networks
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 from sklearn.datasets import load_breast_cancer
 
 SEEDS = range(5)
@@ -46,13 +47,14 @@ matplotlib.rcParams.update(
 
 
 class Verdict(NamedTuple):
+    claim: str
     held: str
     sentence: str
 
 
-def judge(parts, sentence):
-    """By whether each part of the claims held."""
-    return Verdict("Held" if all(parts) else "Held in part" if any(parts) else "Did not hold", sentence)
+def judge(claim, parts, sentence):
+    """By whether each part of the claim held."""
+    return Verdict(claim, "Held" if all(parts) else "Held in part" if any(parts) else "Did not hold", sentence)
 
 
 @cache
@@ -98,6 +100,11 @@ def spread(values, form="{:.3g}"):
     """Median and range over the seeds, as text."""
     middle, low, high = (form.format(number(values)) for number in (np.median, np.min, np.max))
     return f"{middle} ({low} to {high})"
+
+
+def beyond_chance(better):
+    """Whether so many of the seeds, if it made no difference, would be better in less than one case of ten."""
+    return binomtest(int(np.sum(better)), len(better), alternative="greater").pvalue < 0.1
 
 
 def figure(height, rows=1, columns=1, mosaic=None):

@@ -3,14 +3,17 @@
 Logistic regression tells malignant from benign tumours (breast cancer), by gradient descent over all training
 examples at once, from the features as they are and standardized by the training set's mean and standard deviation.
 First with two features and two weights, where the error surface can be drawn (centred in either case, as there is no
-intercept); then with all thirty. Of many rates each takes the best at which the loss never rises. The seeds split the
-examples into training and test.
+intercept, so that both have the same least loss); then with all thirty. Of many rates each takes the best at which
+the loss never rises. The condition number is the Hessian's at the start: how much steeper the surface is along its
+steepest direction than along its flattest; up to ten it counts as round. The seeds split the examples into training
+and test.
 """
 
 from functools import partial
 
 import numpy as np
 from lectures.lecture import SEEDS, WITH, WITHOUT, band, each, figure, judge, spread, tumours
+from scipy.optimize import minimize
 
 import cybn
 
@@ -20,6 +23,7 @@ CLAIMS = {
 }
 
 TWO = ["mean texture", "mean concavity"]
+ROUND = 10  # a condition number up to here
 RATES = 10.0 ** np.arange(-8, 2.1, 0.25)
 STEPS = 500
 SHOWN = 200  # steps of the paths that are drawn
@@ -60,6 +64,11 @@ def descend(x, y, rate, steps):
     return np.array(path)
 
 
+def minimum(x, y):
+    """The weights of least loss."""
+    return minimize(lambda w: loss(x, y, w), np.zeros(x.shape[1]), jac=lambda w: gradient(x, y, w), tol=1e-10).x
+
+
 def condition(x, y, w):
     """Of the Hessian: how much steeper the error surface is along its steepest direction than along its flattest."""
     p = 0.5 + 0.5 * np.tanh(0.5 * (x @ w))
@@ -67,7 +76,7 @@ def condition(x, y, w):
 
 
 def trial(seed, standardized, two, steps):
-    """At the best steady rate: the losses, the test accuracy after each step; the condition number at the start."""
+    """At the best steady rate: the losses, the test accuracy after each step; condition number, and the least loss."""
     x, y, x_test, y_test = examples(seed, standardized, two)
     paths = [descend(x, y, rate, steps) for rate in RATES]
     losses = np.array([loss(x, y, path.T) for path in paths])
@@ -79,6 +88,7 @@ def trial(seed, standardized, two, steps):
         "accuracy": accuracy,
         "rate": RATES[best],
         "condition": condition(x, y, paths[best][0]),
+        "least": loss(x, y, minimum(x, y)) if two else 0,  # thirty tell the classes apart nearly or quite
     }
 
 
@@ -103,23 +113,34 @@ def numbers(m):
             accuracy = spread(m["accuracy"][:, layer, features, -1], "{:.1f}")
             yield f"L15  {name:11} {kind:13} condition number {condition}, rate {rate:.2g}"
             yield f"     {'':25} loss {loss}, test accuracy {accuracy} %"
+            if features == 0:
+                above = spread(m["loss"][:, layer, 0, -1] - m["least"][:, layer, 0], "{:.1g}")
+                yield f"     {'':25} above the least loss by {above}"
         steps = spread(steps_to_match(m, features), "{:.0f}")
         yield f"L15  {name:11} the loss after {m['steps'][-1]} steps as they are takes {steps} standardized"
 
 
-def verdict(m):
+def verdicts(m):
     condition = np.median(m["condition"], axis=0)
     losses = np.median(m["loss"][..., -1], axis=0)
-    held = [(condition[1] < condition[0] / 10).all(), (losses[1] < losses[0]).all()]
-    sentence = (
-        f"Standardizing takes the condition number from {condition[0, 0]:.0e} to {condition[1, 0]:.0f} with two "
-        f"features and from {condition[0, 1]:.0e} to {condition[1, 1]:.0e} with thirty, and the loss after "
-        f"{m['steps'][-1]} steps from {losses[0, 0]:.2f} to {losses[1, 0]:.2f} and from {losses[0, 1]:.2f} to "
-        f"{losses[1, 1]:.2f}. The loss that the features as they are reach in {m['steps'][-1]} steps takes "
-        f"{np.median(steps_to_match(m, 0)):.0f} and {np.median(steps_to_match(m, 1)):.0f}. (What remains with thirty "
-        "are features that go together, which scaling cannot part.)"
+    above = np.median(m["loss"][:, :, 0, -1] - m["least"][:, :, 0], axis=0)
+    last = m["steps"][-1]
+    yield judge(
+        "L15",
+        [
+            (condition[0] > 10 * ROUND).all(),
+            *(condition[1] <= ROUND),
+            np.median(steps_to_match(m, 0)) < last / 10,
+            np.median(steps_to_match(m, 1)) < last / 10,
+        ],
+        f"With two features standardizing makes the surface round, condition number {condition[1, 0]:.1f} instead of "
+        f"{condition[0, 0]:.0f}, and after {last} steps the loss is {above[1]:.0e} above the least instead of "
+        f"{above[0]:.1g}. With thirty it is {'' if condition[1, 1] <= ROUND else 'not '}round, {condition[1, 1]:.0e} "
+        f"instead of {condition[0, 1]:.0e}: features go together, which scaling cannot part; the loss is "
+        f"{losses[1, 1]:.3f} instead of {losses[0, 1]:.3f}. The loss that features as they are reach in {last} steps "
+        f"takes {np.median(steps_to_match(m, 0)):.0f} steps with two that are standardized, "
+        f"{np.median(steps_to_match(m, 1)):.0f} with thirty.",
     )
-    return judge(held, sentence)
 
 
 def draw(m):
@@ -127,7 +148,8 @@ def draw(m):
     for axes, standardized, style in zip((raw, round_), (False, True), (WITHOUT, WITH), strict=True):
         x, y, _, _ = examples(m["seed"], standardized, True)
         path = descend(x, y, m["rate"][0, int(standardized), 0], SHOWN)
-        low, high = path.min(axis=0), path.max(axis=0)
+        least = minimum(x, y)
+        low, high = np.minimum(path.min(axis=0), least), np.maximum(path.max(axis=0), least)
         half = 0.75 * (high - low).max()
         sides = [np.linspace(c - half, c + half, 121) for c in (low + high) / 2]
         surface = loss(x, y, np.array(np.meshgrid(*sides)).reshape(2, -1)).reshape(121, 121)
@@ -135,14 +157,16 @@ def draw(m):
         axes.contour(*sides, surface, levels=levels, cmap="cividis", linewidths=0.8)
         axes.plot(*path.T, color=style["color"], marker=".", markersize=4, linewidth=1)
         axes.plot(*path[0], "ko", label="start")
-        axes.plot(*path[-1], "k*", markersize=9, label=f"after {len(path) - 1} steps")
-        axes.set(title="standardized" if standardized else "as they are", xlabel=f"weight of {TWO[0]}", aspect="equal")
+        axes.plot(*path[-1], "kD", markersize=4, label=f"after {len(path) - 1} steps")
+        axes.plot(*least, "k*", markersize=9, label="least loss")
+        title = "L15: standardized" if standardized else "L15: as they are"
+        axes.set(title=title, xlabel=f"weight of {TWO[0]}", aspect="equal")
         axes.grid(False)
     raw.set_ylabel(f"weight of {TWO[1]}")
-    fig.legend(*round_.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8)
+    fig.legend(*round_.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8)
     for layer, (style, label) in enumerate(((WITHOUT, "as they are"), (WITH, "standardized"))):
         band(curves, m["steps"], m["loss"][:, layer, 1], **(style | {"label": label}))
-    curves.set(title="all 30 features", xlabel="step", ylabel="loss", yscale="log")
+    curves.set(title="L15: all 30 features", xlabel="step", ylabel="loss", yscale="log")
     curves.set_yticks(ticks := [0.02, 0.05, 0.1, 0.2, 0.5], ticks)
     curves.minorticks_off()
     curves.legend(fontsize=8)
