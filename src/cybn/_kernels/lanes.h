@@ -53,6 +53,21 @@
 #define CYBN_NOW(v)
 #endif
 
+/* a + v and a + v * w, in double, of a v and w that were floats. A multiply-add rounds once; v * 1 and the product of two
+   floats are exact in double, so it rounds what the separate operations would: the same bits. Statistics wait for the
+   adders, and where these are other units than the multipliers (AMD's Zen), 34 GB/s from L2 become 46. */
+#if defined(__FMA__)
+#define CYBN_PLUS_16(a, v) _mm_fmadd_pd(v, one, a)
+#define CYBN_PLUS_32(a, v) _mm256_fmadd_pd(v, one, a)
+#define CYBN_PLUS_PRODUCT_16(a, v, w) _mm_fmadd_pd(v, w, a)
+#define CYBN_PLUS_PRODUCT_32(a, v, w) _mm256_fmadd_pd(v, w, a)
+#else
+#define CYBN_PLUS_16(a, v) (a) + (v)
+#define CYBN_PLUS_32(a, v) (a) + (v)
+#define CYBN_PLUS_PRODUCT_16(a, v, w) (a) + (v) * (w)
+#define CYBN_PLUS_PRODUCT_32(a, v, w) (a) + (v) * (w)
+#endif
+
 /* Four rows unrolled: in wide rows half of the time went into leaving a loop of eight. (Gradients are no faster so.) */
 #define CYBN_ROWS(step)                                                                                               \
     for (; rows >= 4; rows -= 4) CYBN_EACH(r, 4) step                                                                 \
@@ -75,8 +90,9 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
         enum { F = bytes / 4, D = bytes / 8 };                                                                        \
         const float *next = x + ahead;                                                                                \
         vector q[n / F], k[n / F], row[n / F], d;                                                                     \
-        wide a[n / D];                                                                                                \
+        wide a[n / D], one = (wide){} + 1;                                                                            \
         int i, r;                                                                                                     \
+        CYBN_NOW(one); /* or a compiler that knows it would make additions of the multiply-adds again */              \
         CYBN_EACH(i, n / F) {                                                                                         \
             q[i] = *(const vector *)(squares + i * F);                                                                \
             k[i] = *(const vector *)(shift + i * F);                                                                  \
@@ -97,9 +113,11 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 CYBN_NOW(q[i]);                                                                                       \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
-                wide v = (wide)CYBN_WIDEN_##bytes((weighted ? (const float *)row : x) + i * D);                       \
-                if (weighted == 1) v *= (wide)CYBN_WIDEN_##bytes(dy + i * D);                                         \
-                a[i] += v;                                                                                            \
+                const wide v = (wide)CYBN_WIDEN_##bytes((weighted ? (const float *)row : x) + i * D);                 \
+                if (weighted == 1)                                                                                    \
+                    a[i] = CYBN_PLUS_PRODUCT_##bytes(a[i], v, (wide)CYBN_WIDEN_##bytes(dy + i * D));                  \
+                else                                                                                                  \
+                    a[i] = CYBN_PLUS_##bytes(a[i], v);                                                                \
                 CYBN_NOW(a[i]);                                                                                       \
             }                                                                                                         \
             x += pitch;                                                                                               \
@@ -122,9 +140,11 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 q[i] += weighted == 1 ? d * u * d : d * d;                                                            \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
-                wide v = (wide)CYBN_WIDEN_##bytes((const float *)row + i * D);                                        \
-                if (weighted == 1) v *= (wide)CYBN_WIDEN_##bytes(dy + i * D);                                         \
-                a[i] += v;                                                                                            \
+                const wide v = (wide)CYBN_WIDEN_##bytes((const float *)row + i * D);                                  \
+                if (weighted == 1)                                                                                    \
+                    a[i] = CYBN_PLUS_PRODUCT_##bytes(a[i], v, (wide)CYBN_WIDEN_##bytes(dy + i * D));                  \
+                else                                                                                                  \
+                    a[i] = CYBN_PLUS_##bytes(a[i], v);                                                                \
             }                                                                                                         \
         }                                                                                                             \
         CYBN_EACH(i, n / F) *(vector *)(squares + i * F) = q[i];                                                      \
