@@ -13,7 +13,6 @@ from cybn._kernels.kernels cimport (
     COLUMNS,
     LANES,
     PANEL,
-    ROWS,
     Job,
     cybn_inverse_sqrt,
     cybn_outside,
@@ -27,7 +26,9 @@ cdef enum:
     SHORT = 64              # runs shorter than this are treated as rows of channels
     PERIOD = 128            # columns of a row, about, where it holds several outer indices
     LONGEST = 512           # columns of a row at most that spare it a tail
-    BLOCKS = 256            # of rows that cannot be cut: enough for many threads
+    ROWS = 512              # of a block, rows traversal: enough to pay for its shifts and its folding
+    FEW_ROWS = 128          # the same of float64, whose sums lose digits as they get longer
+    BLOCKS = 256            # of rows that cannot be cut, if there are rows for them: enough for many threads
     PARTIALS = 32768        # slices * channels, about: enough slices for many threads, few enough to combine quickly
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
@@ -98,7 +99,8 @@ cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 cdef void decompose(Job *job) noexcept nogil:
     """Cut (outer, channels, inner) into blocks and slices. Nothing but these three numbers may decide."""
-    cdef Py_ssize_t width = job.channels * job.inner, whole, depth = ROWS
+    cdef Py_ssize_t width = job.channels * job.inner, whole
+    cdef Py_ssize_t depth = ROWS if job.itemsize == sizeof(float) else FEW_ROWS
     job.rows = job.inner < SHORT
     job.period = 1
     job.block_inner = job.inner
@@ -109,11 +111,11 @@ cdef void decompose(Job *job) noexcept nogil:
             whole = LANES // gcd(LANES, width)
             if whole * width > LONGEST:
                 whole = 1
-            job.period = max(1, min(whole * max(1, PERIOD // (whole * width)), job.outer // ROWS))
+            job.period = max(1, min(whole * max(1, PERIOD // (whole * width)), job.outer // FEW_ROWS))
             if job.period > whole:
                 job.period -= job.period % whole
             if job.period > 1:
-                depth = min(ROWS, max(ROWS // 2, job.outer // (job.period * BLOCKS)))
+                depth = min(depth, max(FEW_ROWS, job.outer // (job.period * BLOCKS)))
         # Equal blocks: the last one would be a thread's whole share.
         job.block_outer = ceil_div(job.outer, ceil_div(job.outer, depth * job.period))
         job.block_outer = ceil_div(job.block_outer, job.period) * job.period

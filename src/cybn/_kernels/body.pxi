@@ -566,7 +566,10 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
     if job.x.direct:
         # The same without `element`, so that the compiler sees the whole loop.
         x = <const real *> job.x.data
-        for c in range(tile):
+        for c in range(tile if job.inner == 1 else 0):      # side by side: as vectors
+            shift[c] = mean_of_samples[real](x[flat[0] + c], x[flat[1] + c], x[flat[2] + c], x[flat[3] + c],
+                                             x[flat[4] + c], x[flat[5] + c], x[flat[6] + c], x[flat[7] + c])
+        for c in range(0 if job.inner == 1 else tile):
             i = c * job.inner
             shift[c] = mean_of_samples[real](x[flat[0] + i], x[flat[1] + i], x[flat[2] + i], x[flat[3] + i],
                                              x[flat[4] + i], x[flat[5] + i], x[flat[6] + i], x[flat[7] + i])
@@ -923,8 +926,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         for j in range(columns.count):
             sums[j] = 0
             products[j] = 0
-            dy_sums[j] = 0
             dots[j] = 0
+        for j in range(columns.count if backward else 0):
+            dy_sums[j] = 0
         rows = 0
         first_panel(&block, c0, job.rows, least, budget, &panel)
         more = next_panel(job, &block, c0, c1, &panel)

@@ -14,7 +14,6 @@ cdef enum:
     COLUMNS = 1024      # accumulators of a tile: 64 channels of LANES, or a row of so many columns
     SHORTEST = 16       # runs shorter than this are mapped as rows of columns, each with its own coefficients
     PANEL = 2048        # elements handled at a time: a block of a run; the size of a staging buffer
-    ROWS = 128          # rows of a block in the rows traversal, so no accumulator sums more than ROWS values
 
 
 cdef enum:
