@@ -8,7 +8,7 @@ weight: y = norm(h) wl.
 """
 
 import numpy as np
-from lectures.lecture import WITH, WITHOUT, band, each, figure, judge, spread, tumours
+from lectures.lecture import NAMES, WITH, WITHOUT, band, each, figure, judge, spread, tumours
 
 import cybn
 
@@ -87,7 +87,7 @@ def ratio(m):
 
 
 def numbers(m):
-    for layer, name in enumerate(("without", "with")):
+    for layer, name in enumerate(NAMES):
         for depth in (2, 10, 20):
             if depth in m["depths"]:
                 at = spread(ratio(m)[:, layer, m["depths"].index(depth)])

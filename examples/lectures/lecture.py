@@ -27,6 +27,7 @@ DPI = 150
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; never told apart by colour alone.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+NAMES = ("without", "with")
 WITHOUT = {"label": "without", "color": ORANGE, "linestyle": "--"}
 WITH = {"label": "with batch normalization", "color": BLUE, "linestyle": "-"}
 

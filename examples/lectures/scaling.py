@@ -12,7 +12,7 @@ and test.
 from functools import partial
 
 import numpy as np
-from lectures.lecture import SEEDS, WITH, WITHOUT, band, each, figure, judge, spread, tumours
+from lectures.lecture import SEEDS, WITH, WITHOUT, band, each, figure, first_reached, judge, spread, tumours
 from scipy.optimize import minimize
 
 import cybn
@@ -100,8 +100,7 @@ def measure(run=map, seeds=SEEDS, steps=STEPS):
 def steps_to_match(m, features):
     """Steps after which the standardized features' loss is what the others' is after all steps."""
     raw, standardized = m["loss"][:, 0, features], m["loss"][:, 1, features]
-    reached = standardized <= raw[:, -1:]
-    return np.where(reached.any(-1), reached.argmax(-1), np.inf)
+    return first_reached(-raw[:, -1:], m["steps"], -standardized)
 
 
 def numbers(m):

@@ -14,6 +14,7 @@ import networks
 import numpy as np
 from lectures.lecture import (
     GREEN,
+    NAMES,
     SEEDS,
     WITH,
     WITHOUT,
@@ -39,7 +40,6 @@ FAILS = 20  # a model that loses so many percentage points there, at the median 
 RATE = 1  # the demo's: the one that suits the network without the layer best
 EVERY = 5
 UNIT = 0  # whose percentiles are drawn
-NAMES = ("without", "with")
 
 
 def third_inputs(network, x):

@@ -60,20 +60,23 @@ def flat(gradients):
 
 def compared(before, after):
     """How far a gradient turns, in degrees, and how far it gets from what it was, relative to its length."""
-    return angle(before, after), np.linalg.norm(after - before) / np.linalg.norm(before)
+    length = np.linalg.norm(before)
+    cosine = np.clip(before @ after / (length * np.linalg.norm(after)), -1, 1)
+    return np.degrees(np.arccos(cosine)), np.linalg.norm(after - before) / length
 
 
 def along(network, x, digit, rate):
     """Least and largest loss on the way; how far the gradient turns and changes, and the latter over the distance."""
     state = network.state_dict()
     first, gradients = loss_and_gradient(network, x, digit)
+    start = flat(gradients)
     losses, turned, changed = [first], [], []
     for steps in ALONG:
         move(network, gradients, steps * rate)
         loss, there = loss_and_gradient(network, x, digit)
         losses.append(loss)
-        angle, change = compared(flat(gradients), flat(there))
-        turned.append(angle)
+        turn, change = compared(start, flat(there))
+        turned.append(turn)
         changed.append(change)
         network.load_state_dict(state)
     # The way is steps * rate times the gradient's length, which the change is relative to: the length cancels.
@@ -91,12 +94,8 @@ def inside(network, x, digit, rate):
     networks.GradientDescent(rate).step(below.parameters())
     loss_and_gradient(network, x, digit)
     network.load_state_dict(state)
-    angle, change = compared(before.ravel(), third.grad_weight.ravel())
-    return {"inside": angle, "inside changed": change}
-
-
-def angle(a, b):
-    return np.degrees(np.arccos(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1)))
+    turn, change = compared(before.ravel(), third.grad_weight.ravel())
+    return {"inside": turn, "inside changed": change}
 
 
 def trial(seed, variant, steps):

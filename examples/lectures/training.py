@@ -14,6 +14,7 @@ import networks
 import numpy as np
 from lectures.lecture import (
     BLUE,
+    NAMES,
     ORANGE,
     SEEDS,
     WITH,
@@ -44,7 +45,6 @@ RELU = (networks.ReLU, 5)  # layers of 50 units
 SIGMOID = (networks.Sigmoid, 9)
 COLOURS = [ListedColormap(["0.92", colour]) for colour in (ORANGE, BLUE)]
 MULTIPLES = [1, 5, 30]
-NAMES = ("without", "with")
 STEPS = 300
 EVERY = 5
 

@@ -27,7 +27,7 @@ cdef enum:
     PERIOD = 128            # columns of a row, about, where it holds several outer indices
     LONGEST = 512           # columns of a row at most that spare it a tail
     ROWS = 512              # of a block, rows traversal: enough to pay for its shifts and its folding
-    FEW_ROWS = 128          # the same of float64, whose sums lose digits as they get longer
+    FEW_ROWS = 128          # of float64, whose sums lose digits as they get longer; the least where rows cannot be cut
     BLOCKS = 256            # of rows that cannot be cut, if there are rows for them: enough for many threads
     PARTIALS = 32768        # slices * channels, about: enough slices for many threads, few enough to combine quickly
     LEAST_SLICES = 16       # if there are blocks for them
@@ -98,7 +98,7 @@ cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 
 cdef void decompose(Job *job) noexcept nogil:
-    """Cut (outer, channels, inner) into blocks and slices. Nothing but these three numbers may decide."""
+    """Cut (outer, channels, inner) into blocks and slices. Nothing but these three numbers and the type may decide."""
     cdef Py_ssize_t width = job.channels * job.inner, whole
     cdef Py_ssize_t depth = ROWS if job.itemsize == sizeof(float) else FEW_ROWS
     job.rows = job.inner < SHORT

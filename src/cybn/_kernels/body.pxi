@@ -544,6 +544,11 @@ cdef inline real mean_of_samples(real a, real b, real c, real d, real e, real f,
     return <real> (((w * a + w * b) + (w * c + w * d)) + ((w * e + w * f) + (w * g + w * h)))
 
 
+cdef inline real mean_at(const real *x, const Py_ssize_t *flat) noexcept nogil:
+    return mean_of_samples(x[flat[0]], x[flat[1]], x[flat[2]], x[flat[3]],
+                           x[flat[4]], x[flat[5]], x[flat[6]], x[flat[7]])
+
+
 cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile,
                                real *shift) noexcept nogil:
     """Shift of each channel: the mean of a few elements spread over the block.
@@ -566,13 +571,12 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
     if job.x.direct:
         # The same without `element`, so that the compiler sees the whole loop.
         x = <const real *> job.x.data
-        for c in range(tile if job.inner == 1 else 0):      # side by side: as vectors
-            shift[c] = mean_of_samples[real](x[flat[0] + c], x[flat[1] + c], x[flat[2] + c], x[flat[3] + c],
-                                             x[flat[4] + c], x[flat[5] + c], x[flat[6] + c], x[flat[7] + c])
-        for c in range(0 if job.inner == 1 else tile):
-            i = c * job.inner
-            shift[c] = mean_of_samples[real](x[flat[0] + i], x[flat[1] + i], x[flat[2] + i], x[flat[3] + i],
-                                             x[flat[4] + i], x[flat[5] + i], x[flat[6] + i], x[flat[7] + i])
+        if job.inner == 1:
+            for c in range(tile):       # side by side: as vectors
+                shift[c] = mean_at(x + c, flat)
+        else:
+            for c in range(tile):
+                shift[c] = mean_at(x + c * job.inner, flat)
         return
     for c in range(tile):
         for e in range(SAMPLES):
