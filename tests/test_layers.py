@@ -1,6 +1,7 @@
 """The layers: state and modes around the functions."""
 
 import copy
+import inspect
 import pickle
 import weakref
 
@@ -192,6 +193,15 @@ def test_momentum_none_is_the_cumulative_average(x):
 def test_momentum_none_without_running_statistics(x):
     bn = cybn.BatchNorm(3, momentum=None, track_running_stats=False)
     assert bits([bn(x)]) == bits([cybn.BatchNorm(3)(x)])
+
+
+def test_a_call_of_the_wrong_form(x):
+    bn = cybn.BatchNorm(3)
+    assert inspect.getdoc(bn.__call__) == "See `forward`."
+    with raises(TypeError, "__call__() got an unexpected keyword argument 'training'"):
+        bn(x, training=True)
+    with raises(TypeError, "__call__() takes exactly 1 positional argument (2 given)"):
+        bn(x, None)
 
 
 def test_parameters_keep_their_identity(x, g):
@@ -560,8 +570,8 @@ def test_reset(x, g):
 @every_option
 @pytest.mark.parametrize(
     "duplicate",
-    [copy.deepcopy, *(lambda bn, p=p: pickle.loads(pickle.dumps(bn, p)) for p in range(2, 6))],
-    ids=["deepcopy", "pickle2", "pickle3", "pickle4", "pickle5"],
+    [copy.deepcopy, *(lambda bn, p=p: pickle.loads(pickle.dumps(bn, p)) for p in range(6))],
+    ids=["deepcopy", *(f"pickle{p}" for p in range(6))],
 )
 def test_copies(x, g, options, duplicate):
     """They carry the state, not the activations of the last pass; the original keeps those."""

@@ -4,10 +4,11 @@ import operator
 import numpy as np
 
 cimport numpy as cnp
+from libc.math cimport INFINITY
 from libc.string cimport memcpy
 from numpy cimport ndarray
 
-from cybn._kernels.kernels cimport Job, Operand
+from cybn._kernels.kernels cimport Job, Operand, cybn_outside
 from cybn._memory cimport new_like
 
 cnp.import_array()
@@ -17,6 +18,7 @@ cdef extern from "numpy/arrayobject.h":
     cnp.npy_intp *PyArray_DIMS(ndarray) nogil
     char *PyArray_BYTES(ndarray) nogil
     bint PyArray_ISALIGNED(ndarray) nogil
+    bint PyArray_ISCARRAY_RO(ndarray) nogil
     bint PyArray_ISNOTSWAPPED(ndarray) nogil
     bint PyArray_ISWRITEABLE(ndarray) nogil
     bint PyArray_SAMESHAPE(ndarray, ndarray) nogil
@@ -336,6 +338,20 @@ cdef ndarray as_vector(object value, str name, Py_ssize_t channels, bint writeab
     if cnp.PyArray_NDIM(a) != 1 or PyArray_DIMS(a)[0] != channels:
         raise ValueError(f"{name} must have shape ({channels},), one value per channel, got shape {shape_of(a)}")
     return a
+
+
+cdef bint is_dense_vector(ndarray a, Py_ssize_t channels) noexcept:
+    return cnp.PyArray_NDIM(a) == 1 and PyArray_DIMS(a)[0] == channels and PyArray_ISCARRAY_RO(a)
+
+
+cdef int check_not_negative(const double *values, str name, Py_ssize_t channels) except -1:
+    cdef Py_ssize_t c
+    if not cybn_outside(values, channels, 0, INFINITY):
+        return 0
+    for c in range(channels):
+        if values[c] < 0:
+            raise ValueError(f"{name} must not be negative, got {values[c]} in channel {c}")
+    return 0
 
 
 cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) except -1:

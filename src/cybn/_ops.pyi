@@ -18,13 +18,6 @@ def view(value: npt.ArrayLike, name: str) -> _Array: ...
 def gradient_input(
     grad_output: npt.ArrayLike, output: _Array, out: npt.ArrayLike | None, num_threads: SupportsIndex | None
 ) -> tuple[_Array, _Array | None]: ...
-def layer_input(
-    x: npt.ArrayLike,
-    axis: SupportsIndex,
-    num_features: int,
-    ranks: tuple[int, ...] | None,
-    layer: str,
-) -> _Array: ...
 def batch_norm(
     x: npt.ArrayLike,
     running_mean: npt.ArrayLike | None,
@@ -139,3 +132,17 @@ def batch_norm_backward_apply(
     sample_weight: npt.ArrayLike | None,
     return_grad_residual: bool,
 ) -> _Array | tuple[_Array, _Array]: ...
+
+class Layer:
+    def __call__(
+        self,
+        x: npt.ArrayLike,
+        *,
+        residual: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
+        masked_output: str = "normalize",
+        out: npt.ArrayLike | None = None,
+        num_threads: SupportsIndex | None = None,
+        save_for_backward: bool | None = None,
+    ) -> _Array: ...

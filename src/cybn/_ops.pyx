@@ -15,7 +15,7 @@ cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.math cimport INFINITY, isfinite
+from libc.math cimport isfinite
 from libc.string cimport memcpy, memset
 from numpy cimport ndarray
 
@@ -28,6 +28,7 @@ from cybn._arrays cimport (
     as_weights,
     channel_axis,
     check_apart,
+    check_not_negative,
     check_overlap,
     describe,
     lay_out,
@@ -36,6 +37,7 @@ from cybn._arrays cimport (
     view_array,
     write_vector,
 )
+from cybn._coefficients cimport Coefficients, coefficients_of
 from cybn._kernels.kernels cimport (
     LEAKY_RELU,
     RELU,
@@ -43,7 +45,6 @@ from cybn._kernels.kernels cimport (
     Kernels,
     Operand,
     cybn_inverse_sqrt,
-    cybn_outside,
     verb,
 )
 from cybn._schedule cimport (
@@ -132,12 +133,13 @@ cdef class Call:
     cdef int threads
     cdef int axis
     cdef int dtype          # of the parameters' gradients: weight's, x's where there is none
-    # Held until the kernels have read them: the caller may have given a list.
+    # Held until the kernels have read them: the caller may have given a list, another thread replaced them.
     cdef ndarray x
     cdef ndarray weights
     cdef ndarray block_weights
     cdef ndarray residual
     cdef ndarray output
+    cdef Coefficients coefficients
 
     def __dealloc__(self):
         PyMem_RawFree(self.memory)
@@ -300,16 +302,6 @@ cdef double check_momentum(object momentum) except? -1:
     return value
 
 
-cdef int check_not_negative(const double *values, str name, Py_ssize_t channels) except -1:
-    cdef Py_ssize_t c
-    if not cybn_outside(values, channels, 0, INFINITY):
-        return 0
-    for c in range(channels):
-        if values[c] < 0:
-            raise ValueError(f"{name} must not be negative, got {values[c]} in channel {c}")
-    return 0
-
-
 cdef void update_running(double *running, const double *new, double share, double divisor, Py_ssize_t n) noexcept:
     """running = (1 - share) * running + share * new / divisor"""
     cdef Py_ssize_t c
@@ -419,20 +411,6 @@ cdef void set_unit(double *mean, double *var, Py_ssize_t n) noexcept:
 
 
 # ------------------------------------------------------------------------------------------------------------- entries
-
-def layer_input(x, axis, num_features, ranks, layer):
-    """x as an array, if it has one of the `ranks` (None: any) and `num_features` channels; `layer`: for the message."""
-    cdef ndarray data = as_data(x, "x")
-    cdef Py_ssize_t ndim = cnp.PyArray_NDIM(data)
-    if ranks is not None and ndim not in ranks:
-        expected = " or ".join(f"{rank}D" for rank in ranks)
-        raise ValueError(f"x must be {expected} for {layer}, got {ndim}D of shape {(<object> data).shape}")
-    cdef Py_ssize_t channels = cnp.PyArray_DIM(data, channel_axis(data, axis))
-    if channels != num_features:
-        raise ValueError(f"x must have {num_features} channels along axis {axis}, "
-                         f"got {channels} in shape {(<object> data).shape}")
-    return data
-
 
 def view(value, name):
     """`value` as an array that later calls need not convert again."""
@@ -585,19 +563,27 @@ def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
 
 def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads, activation, negative_slope, residual, mask,
                      masked_output):
-    cdef ndarray data = as_data(x, "x"), y
+    cdef ndarray data = as_data(x, "x")
     cdef Call call = open_call(data, axis, num_threads)
     read_vector(mean, "mean", call.channels, call.v.mean)
     read_vector(invstd, "invstd", call.channels, call.v.invstd)
     check_not_negative(call.v.invstd, "invstd", call.channels)
     read_parameters(call, weight, bias)
+    return apply(call, data, finish_normalize, activation, negative_slope, residual, mask, None, masked_output, out)
+
+
+cdef ndarray apply(Call call, ndarray x, finisher finish, object activation, object negative_slope, object residual,
+                   object mask, object sample_weight, object masked_output, object out):
+    """Normalize x with statistics that are known: as `finish` makes coefficients of them, or as they have been made."""
+    cdef ndarray y
     read_activation(call, activation, negative_slope)
-    read_weights(call, data, mask, None)
+    read_weights(call, x, mask, sample_weight)
     call.job.zeroed = read_masked_output(masked_output) and call.job.masked
-    y = as_out(out, data, None)
-    describe_residual(call, residual, data, y)
+    y = as_out(out, x, None)
+    describe_residual(call, residual, x, y)
     describe(&call.job.out, &call.layout, y)
-    execute(call, NULL, finish_normalize, kernels.normalize[call.type])
+    check_weights(call, y)
+    execute(call, NULL, finish, kernels.normalize[call.type])
     return y
 
 
@@ -651,3 +637,61 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     execute(call, kernels.backward_reduce[call.type] if call.job.gated.data != NULL else NULL, finish_backward_input,
             kernels.backward_input[call.type])
     return dx if gated is None else (dx, gated)
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+
+@cython.auto_pickle(False)
+cdef class Layer:
+    """What runs when a layer is called. State and modes are the subclass's: see `cybn.layers.BatchNorm`.
+
+    Here, because an inference is done without a line of Python, whose frame takes a third of a microsecond, and because
+    the coefficients of one call serve the next.
+    """
+    cdef readonly Coefficients _coefficients    # of the last inference
+
+    def __call__(self, x, *, residual=None, mask=None, sample_weight=None, masked_output="normalize", out=None,
+                 num_threads=None, save_for_backward=None):
+        """See `forward`."""
+        cdef ndarray data = as_data(x, "x"), y
+        cdef object axis = self.axis
+        cdef bint training = self.training
+        cdef bint save = training if save_for_backward is None else truth(save_for_backward, "save_for_backward")
+        cdef Call call
+        check_input(data, axis, self)
+        if self.in_place:
+            out = self._check_in_place(data, residual, out)
+        if training or save or not self.track_running_stats:
+            return self._pass(data, training, save, residual, mask, sample_weight, masked_output, out, num_threads)
+        call = open_call(data, axis, num_threads)
+        call.coefficients = self.find_coefficients(check_eps(self.eps, False), call.channels)
+        call.coefficients.use(&call.job)
+        y = apply(call, data, NULL, self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
+                  out)
+        self._saved = None
+        return y
+
+    cdef Coefficients find_coefficients(self, double eps, Py_ssize_t channels):
+        cdef tuple vectors = (self.running_mean, self.running_var, self.weight, self.bias)
+        cdef Coefficients before, found
+        with cython.critical_section(self):
+            before = self._coefficients
+        found = coefficients_of(before, vectors, eps, channels)
+        if found is not before:
+            with cython.critical_section(self):
+                self._coefficients = found
+        return found
+
+
+cdef int check_input(ndarray x, object axis, object layer) except -1:
+    """Whether x has a rank that the layer takes and its number of channels."""
+    cdef Py_ssize_t ndim = cnp.PyArray_NDIM(x), channels
+    cdef object ranks = layer._ranks
+    if ranks is not None and ndim not in ranks:
+        expected = " or ".join(f"{rank}D" for rank in ranks)
+        raise ValueError(f"x must be {expected} for {type(layer).__name__}, got {ndim}D of shape {(<object> x).shape}")
+    channels = cnp.PyArray_DIM(x, channel_axis(x, axis))
+    if channels != layer.num_features:
+        raise ValueError(f"x must have {layer.num_features} channels along axis {axis}, "
+                         f"got {channels} in shape {(<object> x).shape}")
+    return 0

@@ -349,6 +349,7 @@ cdef struct Sweeps:
     Plan plan
     Py_ssize_t shares
     Py_ssize_t phases       # of a band: reduce, finish, apply, or those of them that there are
+    Py_ssize_t first        # of these three that there is
 
 
 cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
@@ -362,7 +363,7 @@ cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
 cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     """A share of one phase of a band."""
     cdef const Sweeps *s = <const Sweeps *> context
-    cdef Py_ssize_t band = step // s.phases * s.plan.band, phase = step % s.phases + (s.reduce == NULL)
+    cdef Py_ssize_t band = step // s.phases * s.plan.band, phase = step % s.phases + s.first
     cdef Py_ssize_t n = min(s.plan.band, s.job.channels - band)
     if phase == 0:
         sweep(s.job, &s.plan, s.reduce, band, share, False)
@@ -373,7 +374,10 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
-    """reduce -> finish -> apply over the whole array; reduce and apply may be NULL. `threads`: the wish, 0: none."""
+    """reduce -> finish -> apply over the whole array. `threads`: the wish, 0: none.
+
+    There may be no apply, no reduce, and without reduce no finish: NULL.
+    """
     cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
     cdef Py_ssize_t operands, moved, groups, t
     cdef Sweeps sweeps
@@ -404,7 +408,8 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
         share_out(own, &sweeps, 1, sweeps.shares, sweeps.plan.threads, worth)
     else:
         sweeps.shares = sweeps.plan.threads
-        sweeps.phases = 1 + (reduce != NULL) + (apply != NULL)
+        sweeps.phases = (reduce != NULL) + (finish != NULL) + (apply != NULL)
+        sweeps.first = 0 if reduce != NULL else 1 if finish != NULL else 2
         share_out(meet, &sweeps, ceil_div(job.channels, sweeps.plan.band) * sweeps.phases, sweeps.shares,
                   sweeps.plan.threads, worth)
 

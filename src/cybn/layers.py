@@ -1,5 +1,6 @@
 """The layers: parameters, running statistics and modes around the functions, named as in PyTorch."""
 
+import copyreg
 import operator
 import os
 from threading import RLock, get_ident
@@ -29,7 +30,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-class BatchNorm:
+class BatchNorm(_ops.Layer):
     """Batch normalization over inputs of any rank: (N, C), (N, C, L), (N, C, H, W), (N, C, D, H, W), ...
 
     Training: ``y = weight * (x - mu) / sqrt(sigma^2 + eps) + bias`` with the mean and biased variance of the batch, per
@@ -162,35 +163,10 @@ class BatchNorm:
 
     # ------------------------------------------------------------------------------------------------------- the pass
 
-    def __call__(
-        self,
-        x,
-        *,
-        residual=None,
-        mask=None,
-        sample_weight=None,
-        masked_output="normalize",
-        out=None,
-        num_threads=None,
-        save_for_backward=None,
-    ):
-        """See `forward`. (The work is done here: one call less, of the few that an inference has time for.)"""
-        x = _ops.layer_input(x, self.axis, self.num_features, self._ranks, type(self).__name__)
-        if self.in_place:
-            out = self._check_in_place(x, residual, out)
-        training = self.training
-        save = training if save_for_backward is None else _ops.truth(save_for_backward, "save_for_backward")
+    def _pass(self, x, training, save, residual, mask, sample_weight, masked_output, out, num_threads):
+        """The passes that change something, or keep it for `backward`. `_ops.Layer` does the others itself."""
         if mask is not None:
             mask = _ops.view(mask, "mask")
-        if not (training or save) and self.track_running_stats:
-            # Inference: the shortest way, for calls of a microsecond.
-            y = _ops.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias,
-                False, 0.0, self.eps, self.axis, out, num_threads, 1,
-                self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
-            )  # fmt: skip
-            self._saved = None
-            return y
         with self._lock:
             update = training and self.track_running_stats
             batch_stats = training or not self.track_running_stats
@@ -468,6 +444,10 @@ class BatchNorm:
             + (", in_place=True" if self.in_place else "")
             + ")"
         )
+
+    def __reduce__(self):
+        # As copyreg does it from protocol 2 on. The older ones know no way to make the compiled part.
+        return copyreg.__newobj__, (type(self),), self.__getstate__()
 
     def __getstate__(self):
         # A pickled or copied layer carries its state, not the activations of its last pass.

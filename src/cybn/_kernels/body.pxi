@@ -624,7 +624,7 @@ cdef inline real to_scale(double scale, real *kind) noexcept nogil:
 cdef inline real to_offset(double offset, double center, real rounded, double slope) noexcept nogil:
     """Rounded, with what the center loses by its rounding, unless that is 0 times infinity."""
     cdef double low = (center - <double> rounded) * slope
-    return <real> (offset - (low if low == low else 0))
+    return <real> (offset - cybn_keep_double(low == low, low))
 
 
 cdef inline void read_gate(const Job *job, Py_ssize_t c, real *factor, real *center, real *scale,
