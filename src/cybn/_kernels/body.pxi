@@ -82,6 +82,8 @@ cdef enum:
     STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
     GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
+    MAP_ROWS = 4        # rows that a map takes at a time where they do not follow each other, and the columns it takes
+    MAP_COLUMNS = 64    # of each in turn: rows are read as so many streams, each from a page of its own
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
     UNWRAPPED = 80      # columns of weights that repeat, as the sums read them: a run's, and 16 more
     SAMPLES = 8         # elements whose mean is the shift of a block
@@ -356,6 +358,18 @@ cdef struct Extras:
     double negative_slope
 
 
+cdef inline void move_on(Extras *extras, Py_ssize_t n, const real *kind) noexcept nogil:
+    """By n columns."""
+    if extras.residual != NULL:
+        extras.residual = <const real *> extras.residual + n
+    if extras.weights != NULL and not extras.even:
+        extras.weights = <const real *> extras.weights + n
+    if extras.gate != NULL:
+        extras.gate = <const real *> extras.gate + n
+    if extras.output != NULL:
+        extras.output = <const real *> extras.output + n
+
+
 # One row. What follows `out` is constant where they are called, or NULL, so that gcc makes a loop of its own for each.
 
 cdef inline void normalize_row(const real *x, Py_ssize_t cols, const real *center, const real *scale,
@@ -470,15 +484,31 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
     cdef const real *scale = table + COLUMNS
     cdef const real *offset = table + 2 * COLUMNS
     cdef const real *slope = table + 3 * COLUMNS
-    if out == x:
-        map_columns(out, out_pitch, dy, dy_pitch, rows, cols, table, scale, offset, slope, extras,
-                    out, out_pitch, backward, uniform, plain)
-    elif backward and out == dy:
-        map_columns(x, x_pitch, out, out_pitch, rows, cols, table, scale, offset, slope, extras,
-                    out, out_pitch, backward, uniform, plain)
-    else:
-        map_columns(x, x_pitch, dy, dy_pitch, rows, cols, table, scale, offset, slope, extras,
-                    out, out_pitch, backward, uniform, plain)
+    cdef Extras here = extras[0]
+    cdef Py_ssize_t n = cols if uniform or x_pitch == cols else MAP_COLUMNS
+    while cols > 0:
+        n = min(n, cols)
+        if out == x:
+            map_columns(out, out_pitch, dy, dy_pitch, rows, n, table, scale, offset, slope, &here,
+                        out, out_pitch, backward, uniform, plain)
+        elif backward and out == dy:
+            map_columns(x, x_pitch, out, out_pitch, rows, n, table, scale, offset, slope, &here,
+                        out, out_pitch, backward, uniform, plain)
+        else:
+            map_columns(x, x_pitch, dy, dy_pitch, rows, n, table, scale, offset, slope, &here,
+                        out, out_pitch, backward, uniform, plain)
+        if n == cols:
+            return
+        cols -= n
+        x += n
+        dy += n
+        out += n
+        table += n
+        scale += n
+        offset += n
+        slope += n
+        if not plain:
+            move_on(&here, n, table)
 
 
 cdef void multiply(const real *source, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t cols, const real *factor,
@@ -1017,7 +1047,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef real *out
     cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, j, r, index, n = c1 - c0
     # A map needs no columns to sum over, so all but the shortest runs are taken as they lie.
-    cdef bint direct, rows = job.rows and job.inner < SHORTEST
+    cdef bint rows = job.rows and job.inner < SHORTEST
     cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
     cdef bint plain = features is char
     cdef bint gated = not plain and gates(job) and job.gated.data == NULL
@@ -1069,9 +1099,16 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     # One weight for each row.
     cdef bint even = rows and job.inner == 1 and job.period == 1 and not gated
     extras.even = even
+    cdef bint direct = job.out.direct and not job.stream
+    # Whatever goes through a stage has no room for more than a panel, and follows in it row by row.
+    cdef bint apart = (rows and n < job.channels and source.direct and direct and not scaled
+                       and not (two and not gradients.direct))
+    if features is short:
+        apart = (apart and not gated and not (weighted and not even) and not (by_output and not job.output.direct)
+                 and not (job.residual.data != NULL and (job.residual.data == job.out.data or not job.residual.direct)))
     for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
-        first_panel(&block, c0, rows, 1, PANEL, &panel)
+        first_panel(&block, c0, rows, MAP_ROWS if apart else 1, PANEL, &panel)
         while next_panel(job, &block, c0, c1, &panel):
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x
@@ -1109,7 +1146,6 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                                    panel.cols * sizeof(real))
                         extras.residual = dy_stage
                         extras.residual_pitch = panel.cols
-            direct = job.out.direct and not job.stream
             out = (<real *> job.out.data) + panel.flat if direct else x_stage
             out_pitch = panel.pitch if direct else panel.cols
             j = panel.channel
