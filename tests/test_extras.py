@@ -66,10 +66,12 @@ def extras(draw, x, axis):
         chosen["residual"] = rng.normal(0, 1, x.shape).astype(x.dtype)
     kind = draw(st.sampled_from(["none", "mask", "weights"]))
     if kind == "mask":
-        chosen["mask"] = rng.random(shape) < draw(st.sampled_from([0.3, 0.9]))
+        chosen["mask"] = rng.random(shape) < draw(st.sampled_from([0.3, 0.9, 1]))
+        if shape and draw(st.booleans()):
+            chosen["mask"][: len(chosen["mask"]) // 2] = True  # blocks of which all counts
         chosen["masked_output"] = draw(st.sampled_from(["normalize", "zero"]))
     elif kind == "weights":
-        chosen["sample_weight"] = (rng.random(shape) * rng.integers(0, 3, shape)).astype(x.dtype)
+        chosen["sample_weight"] = (rng.random(shape) * rng.integers(draw(st.integers(0, 1)), 3, shape)).astype(x.dtype)
     return chosen
 
 
@@ -397,6 +399,18 @@ def test_weighted_moments_are_numpys(dtype):
     np.testing.assert_allclose(running_var, np.diag(np.cov(rows, aweights=w.ravel(), ddof=0)), rtol=1e-6)
 
 
+def test_a_weight_that_rounds_to_0_is_0():
+    """In float32, where what has weight 0 may be no number."""
+    x = np.random.default_rng(0).normal(size=(40, 3, 70)).astype(np.float32)
+    x[7, :, 3] = np.nan
+    weights = np.ones((40, 70))
+    weights[7, 3] = 1e-60
+    got = cybn.batch_norm_stats(x, sample_weight=weights)
+    want = cybn.batch_norm_stats(x, sample_weight=weights.astype(np.float32))
+    assert bits(got[1:]) == bits(want[1:])
+    assert np.isfinite(got.m2).all()
+
+
 @dtypes
 def test_the_scale_of_weights_does_not_matter(dtype):
     p = problem((40, 5, 7), dtype=dtype)
@@ -469,8 +483,8 @@ def bad_extras():
     x = problem((6, 3, 5))["x"]
     shape = "the shape of x without its channel axis"
     w = np.ones((6, 5), np.float32)
-    negative, nan, infinite = w.copy(), w.copy(), w.copy()
-    negative[2, 3], nan[0, 0], infinite[5, 4] = -1, np.nan, np.inf
+    negative, nan, infinite, large = w.copy(), w.copy(), w.copy(), w.astype(np.float64)
+    negative[2, 3], nan[0, 0], infinite[5, 4], large[0, 1] = -1, np.nan, np.inf, 1e300
     one = np.zeros((6, 5), bool)
     one[3, 2] = True
     finite = "sample_weight must be finite and not negative, got "
@@ -507,6 +521,7 @@ def bad_extras():
         ({"sample_weight": negative}, ValueError, finite + "-1.0"),
         ({"sample_weight": nan}, ValueError, finite + "nan"),
         ({"sample_weight": infinite}, ValueError, finite + "inf"),
+        ({"sample_weight": large}, ValueError, finite + "inf"),
         ({"sample_weight": 0 * w}, ValueError, "sample_weight must have a positive value, got zeros only"),
         (
             {"sample_weight": w, "mask": w > 0},

@@ -56,6 +56,20 @@ def test_small_results_are_numpys():
     assert _memory.cached_bytes() == 0
 
 
+def test_temporaries_are_kept_when_they_would_cost_more_than_the_call():
+    """A mask as numbers, half a MiB of them: given back to the system and cleared by it again in every call, otherwise."""
+    x = np.ones((MIB // 8, 1), np.float32)
+    cybn.batch_norm_stats(x[:1000], mask=np.ones(1000, bool))
+    assert _memory.cached_bytes() == 0
+    mask = np.ones(len(x), bool)
+    for _ in range(2):
+        cybn.batch_norm_stats(x, mask=mask)
+        assert _memory.cached_bytes() == 2 * MIB
+    _memory.set_cache_max_bytes(0)
+    cybn.batch_norm_stats(x, mask=mask)
+    assert _memory.cached_bytes() == 0
+
+
 def test_a_result_owns_its_data():
     x = ones(2)
     y = apply(x)

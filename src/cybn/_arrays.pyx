@@ -8,8 +8,8 @@ from libc.math cimport INFINITY
 from libc.string cimport memcpy
 from numpy cimport ndarray
 
-from cybn._kernels.kernels cimport Job, Operand, cybn_outside
-from cybn._memory cimport new_like
+from cybn._kernels.kernels cimport WRONG, ZERO, Job, Operand, cybn_look_double, cybn_look_float, cybn_outside
+from cybn._memory cimport dense_copy, new_like
 
 cnp.import_array()
 
@@ -198,9 +198,10 @@ cdef tuple spread_shape(ndarray a, str name, tuple rest):
     return fitting[0]
 
 
-cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout):
+cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout,
+                        bint *positive):
     """Mask or weights as a dense and aligned array of x's dtype, an element for each of x's without the channel axis,
-    in the order in which those lie in memory."""
+    in the order in which those lie in memory. `positive`: whether they are weights of which none is 0."""
     cdef str name = "mask" if sample_weight is None else "sample_weight"
     cdef object value = mask if sample_weight is None else sample_weight
     cdef ndarray a = view_array(value, name, False)
@@ -220,9 +221,6 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
     # (What is usual first: the rest of this takes longer than the normalization of a small array.)
     if (<object> a).shape != rest:
         fitting = spread_shape(a, name, rest)
-    if sample_weight is not None and cnp.PyArray_SIZE(a) > 0 and not (a.min() >= 0 and a.max() < np.inf):
-        wrong = (<object> a)[~((a >= 0) & (a < np.inf))][0]
-        raise ValueError(f"sample_weight must be finite and not negative, got {wrong}")
     if fitting is not None:
         a = np.broadcast_to((<object> a).reshape(fitting), rest)
     if not sorted_axes:
@@ -230,8 +228,27 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
         order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]
         order = [d for d in range(ndim) if d != axis and d not in order] + order
         a = (<object> a).transpose([d - (d > axis) for d in order])
-    a = np.ascontiguousarray(a, x.dtype)
-    return a if PyArray_ISALIGNED(a) else a.copy()
+    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64 and cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
+        with np.errstate(over="ignore"):    # what is too large is refused below
+            a = dense_copy(a, cnp.NPY_FLOAT32)
+    elif cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or not PyArray_ISCARRAY_RO(a):
+        a = dense_copy(a, cnp.PyArray_TYPE(x))
+    positive[0] = sample_weight is not None and check_weight_values(a)
+    return a
+
+
+cdef bint check_weight_values(ndarray a) except -1:
+    """Whether all are positive. (As the kernels have them: in x's type.)"""
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(a)
+    cdef int found
+    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32:
+        found = cybn_look_float(<const float *> cnp.PyArray_DATA(a), n)
+    else:
+        found = cybn_look_double(<const double *> cnp.PyArray_DATA(a), n)
+    if found & WRONG:
+        wrong = (<object> a)[~((a >= 0) & (a < np.inf))][0]
+        raise ValueError(f"sample_weight must be finite and not negative, got {wrong}")
+    return not found & ZERO
 
 
 # ------------------------------------------------------------------------------------------------------------- results

@@ -1,3 +1,4 @@
 from numpy cimport ndarray
 
 cdef ndarray new_like(ndarray x)
+cdef ndarray dense_copy(ndarray a, int dtype)

@@ -329,7 +329,7 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) e
     """mask or sample_weight, if there is one: the job's weights, and their sum as the count."""
     if mask is None and sample_weight is None:
         return 0
-    call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout)
+    call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout, &call.job.positive)
     if call.size == 0:
         return 0
     call.block_weights = np.empty(call.job.blocks)
@@ -351,6 +351,8 @@ cdef int check_weights(Call call, ndarray out) except -1:
 
 cdef double positive_weights(Call call) except -1:
     find_weights(call)
+    if call.job.positive:
+        return call.count
     return call.v.count if call.job.masked else sum_of_powers(&call.job, 0)
 
 

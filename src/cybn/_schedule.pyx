@@ -4,7 +4,6 @@ Between the sweeps over the elements stand the finishers: per channel, in double
 statistics into the coefficients of the second sweep.
 """
 from libc.math cimport fabs
-from cython cimport floating
 from libc.string cimport memcpy, memset
 
 from cybn._environment import number
@@ -16,6 +15,8 @@ from cybn._kernels.kernels cimport (
     Job,
     cybn_inverse_sqrt,
     cybn_outside,
+    cybn_sum_powers_double,
+    cybn_sum_powers_float,
     partial_sums,
     slice_start,
     verb,
@@ -183,28 +184,22 @@ cdef double sum_of_block(const Job *job, Py_ssize_t index, int power) noexcept n
     cdef Py_ssize_t o0 = bo * job.block_outer, i0 = (index - bo * job.blocks_inner) * job.block_inner
     cdef Py_ssize_t n = (min(job.block_outer, job.outer - o0) - 1) * job.inner + min(job.block_inner, job.inner - i0)
     if job.itemsize == sizeof(float):
-        return sum_of_run((<const float *> job.weights) + o0 * job.inner + i0, n, power)
-    return sum_of_run((<const double *> job.weights) + o0 * job.inner + i0, n, power)
+        return sum_of_floats((<const float *> job.weights) + o0 * job.inner + i0, n, power)
+    return sum_of_doubles((<const double *> job.weights) + o0 * job.inner + i0, n, power)
 
 
-cdef inline double power_of(floating w, int power) noexcept nogil:
-    return (1 if w != 0 else 0) if power == 0 else w if power == 1 else <double> w * w
+# (A loop for each power.)
+
+cdef double sum_of_floats(const float *w, Py_ssize_t n, int power) noexcept nogil:
+    if power == 0:
+        return cybn_sum_powers_float(w, n, 0)
+    return cybn_sum_powers_float(w, n, 1) if power == 1 else cybn_sum_powers_float(w, n, 2)
 
 
-cdef double sum_of_run(const floating *w, Py_ssize_t n, int power) noexcept nogil:
-    """In eight sums side by side, as vectors: one after the other the additions would take as long as a pass over x."""
-    cdef double sums[8]
-    cdef Py_ssize_t i = 0, j
-    for j in range(8):
-        sums[j] = 0
-    while i + 8 <= n:
-        for j in range(8):
-            sums[j] += power_of(w[i + j], power)
-        i += 8
-    while i < n:
-        sums[0] += power_of(w[i], power)
-        i += 1
-    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
+cdef double sum_of_doubles(const double *w, Py_ssize_t n, int power) noexcept nogil:
+    if power == 0:
+        return cybn_sum_powers_double(w, n, 0)
+    return cybn_sum_powers_double(w, n, 1) if power == 1 else cybn_sum_powers_double(w, n, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ schedule

@@ -54,6 +54,7 @@ cdef extern from "lanes.h" nogil:
     enum:
         PLAIN "CYBN_PLAIN"
         WEIGHTED "CYBN_WEIGHTED"
+        POSITIVE "CYBN_POSITIVE"
         COUNTED "CYBN_COUNTED_ONLY"
         BACKWARD "CYBN_BACKWARD"
         BY_RELU_X "CYBN_BY_RELU_X"
@@ -916,7 +917,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t kept_pitch = 0
     cdef real negative_slope = <real> job.negative_slope
     cdef bint masked = gated and job.activation == 0 and not keeps
-    cdef int kind_of_sum = PLAIN
+    cdef int kind_of_sum = PLAIN, usual
     cdef const real *scale = gate + 2 * COLUMNS
     cdef const real *offset = gate + 3 * COLUMNS
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
@@ -932,7 +933,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         elif active:
             kind_of_sum = BY_LEAKY_X if not by_output else KEEP_LEAKY if keeps else BY_LEAKY_Y
     elif weighted:
-        kind_of_sum = COUNTED if job.masked else WEIGHTED
+        kind_of_sum = COUNTED if job.masked else POSITIVE if job.positive else WEIGHTED
     if (job.x.direct and (not backward or job.dy.direct) and (active or masked or not gated)
             and not ((weighted or masked) and job.rows and wrap == COLUMNS) and (not by_output or job.output.direct)
             and not staged):
@@ -945,6 +946,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         if gated and not masked and not by_output:
             # Per column, for the sums that pass it on the way also where columns are lanes.
             open_gate[real](job, c0, &columns, active or job.rows, gate)
+    usual = kind_of_sum
     for j in range(tile):
         partial[j] = 0
         partial[job.pitch + j] = 0
@@ -954,6 +956,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         if features is short and not backward:
             if block.weight == 0:
                 continue    # nothing in it counts
+        if features is short:
+            if weighted or masked:
+                kind_of_sum = usual
+                if job.masked and block.weight == <double> block.count:     # all of it does: as without a mask
+                    kind_of_sum = BACKWARD if backward else PLAIN
         if not backward:
             sample_shifts(job, &block, c0, tile, shift)
             spread(&columns, shift, center)

@@ -8,6 +8,13 @@ computed once, in `_schedule.pyx`, from shape and dtype alone: it is what fixes 
 cdef extern from "vectors.h":
     void cybn_inverse_sqrt(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil
     bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
+    enum:
+        WRONG "CYBN_WRONG"
+        ZERO "CYBN_ZERO"
+    int cybn_look_float(const float *weights, Py_ssize_t n) noexcept nogil
+    int cybn_look_double(const double *weights, Py_ssize_t n) noexcept nogil
+    double cybn_sum_powers_float(const float *weights, Py_ssize_t n, int power) noexcept nogil
+    double cybn_sum_powers_double(const double *weights, Py_ssize_t n, int power) noexcept nogil
 
 cdef enum:
     LANES = 16          # accumulators of a run: element i of a block goes to lane i % LANES
@@ -43,6 +50,7 @@ cdef struct Job:
     double negative_slope
     void *weights               # (outer, inner), of x's type, dense: of the elements in the statistics; NULL: all 1
     bint masked                 # weights are 0 and 1, and backward leaves out what has 0
+    bint positive               # none is 0
     bint zeroed                 # y is 0 where they are
     double *block_weights       # their sums
     Operand output              # y: tells which gradients pass the activation; else x tells

@@ -80,7 +80,8 @@ static const int cybn_last_float[32] = {CYBN_OFF, CYBN_ON};
 static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
 /* sums += w * x (double) and squares += w * (x - shift)^2 (float), with w in the place of dy. `weighted` is a constant.
-   0: w is 1 and not read; 2: it is 0 or 1. What has weight 0 does not count, even if it is no number. */
+   0: w is 1 and not read; 1: any; 2: it is 0 or 1; 3: it is not 0. What has weight 0 does not count, even if it is no
+   number. */
 #define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
     CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \
         typedef CYBN_VECTOR(float, bytes) vector;                                                                     \
@@ -104,17 +105,19 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
                 if (weighted) {                                                                                       \
                     const vector u = *(const vector *)(dy + i * F);                                                   \
-                    const mask counts = (mask)(u != 0);                                                               \
-                    row[i] = (vector)(*(const mask *)(x + i * F) & counts);                                           \
-                    d = (vector)((mask)d & counts);                                                                   \
-                    q[i] += weighted == 1 ? d * u * d : d * d;                                                        \
+                    if (weighted != 3) {                                                                              \
+                        const mask counts = (mask)(u != 0);                                                           \
+                        row[i] = (vector)(*(const mask *)(x + i * F) & counts);                                       \
+                        d = (vector)((mask)d & counts);                                                               \
+                    }                                                                                                 \
+                    q[i] += weighted == 2 ? d * d : d * u * d;                                                        \
                 } else                                                                                                \
                     q[i] += d * d;                                                                                    \
                 CYBN_NOW(q[i]);                                                                                       \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
-                const wide v = (wide)CYBN_WIDEN_##bytes((weighted ? (const float *)row : x) + i * D);                 \
-                if (weighted == 1)                                                                                    \
+                const wide v = (wide)CYBN_WIDEN_##bytes((weighted % 3 ? (const float *)row : x) + i * D);             \
+                if (weighted % 2)                                                                                     \
                     a[i] = CYBN_PLUS_PRODUCT_##bytes(a[i], v, (wide)CYBN_WIDEN_##bytes(dy + i * D));                  \
                 else                                                                                                  \
                     a[i] = CYBN_PLUS_##bytes(a[i], v);                                                                \
@@ -132,16 +135,16 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 vector u = {};                                                                                        \
                 if (weighted) {                                                                                       \
                     u = *(const vector *)(dy + i * F);                                                                \
-                    counts &= (mask)(u != 0);                                                                         \
+                    if (weighted != 3) counts &= (mask)(u != 0);                                                      \
                 }                                                                                                     \
                 row[i] = *(const vector *)(x + i * F);                                                                \
                 d = (vector)((mask)(row[i] - k[i]) & counts);                                                         \
                 row[i] = (vector)((mask)row[i] & counts);                                                             \
-                q[i] += weighted == 1 ? d * u * d : d * d;                                                            \
+                q[i] += weighted % 2 ? d * u * d : d * d;                                                             \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
                 const wide v = (wide)CYBN_WIDEN_##bytes((const float *)row + i * D);                                  \
-                if (weighted == 1)                                                                                    \
+                if (weighted % 2)                                                                                     \
                     a[i] = CYBN_PLUS_PRODUCT_##bytes(a[i], v, (wide)CYBN_WIDEN_##bytes(dy + i * D));                  \
                 else                                                                                                  \
                     a[i] = CYBN_PLUS_##bytes(a[i], v);                                                                \
@@ -235,8 +238,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
                 float d = x[at] - shift[i];                                                                           \
                 if (weighted && dy[at] == 0) continue;                                                                \
-                squares[i] += weighted == 1 ? d * dy[at] * d : d * d;                                                 \
-                sums[i] += weighted == 1 ? (double)x[at] * dy[at] : x[at];                                            \
+                squares[i] += weighted % 2 ? d * dy[at] * d : d * d;                                                  \
+                sums[i] += weighted % 2 ? (double)x[at] * dy[at] : x[at];                                             \
             }                                                                                                         \
     }
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T)                                                                  \
@@ -286,17 +289,20 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
 CYBN_STATS(cybn_plain_float, 0)
 CYBN_STATS(cybn_weighted_float, 1)
+CYBN_STATS(cybn_positive_float, 3)
 CYBN_STATS(cybn_counted_float, 2)
 CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION)
 CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED)
+#define cybn_positive_double cybn_weighted_double
+#define cybn_positive_double_quad cybn_weighted_double_quad
 CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED)
 CYBN_GRADIENTS(float, int)
 CYBN_GRADIENTS(double, long long)
 
-/* What is summed beside x: nothing, weights in dy's place, weights of 0 and 1 there, dy, dy behind a ReLU or a leaky one
+/* What is summed beside x: nothing, weights in dy's place, positive ones, weights of 0 and 1 there, dy, dy behind a ReLU or a leaky one
    (of x, or with result y, or that and written to gated), dy with weights of 0 and 1 in y's place. */
 enum {
-    CYBN_PLAIN, CYBN_WEIGHTED, CYBN_COUNTED_ONLY, CYBN_BACKWARD,
+    CYBN_PLAIN, CYBN_WEIGHTED, CYBN_POSITIVE, CYBN_COUNTED_ONLY, CYBN_BACKWARD,
     CYBN_BY_RELU_X, CYBN_BY_RELU_Y, CYBN_BY_LEAKY_X, CYBN_BY_LEAKY_Y,
     CYBN_KEEP_RELU, CYBN_KEEP_LEAKY, CYBN_BY_MASK
 };
@@ -319,6 +325,7 @@ enum {
         switch (kind) {                                                                                               \
         case CYBN_PLAIN: CYBN_COLUMNS(cybn_plain_##real, x_sums, j, j)                                                \
         case CYBN_WEIGHTED: CYBN_COLUMNS(cybn_weighted_##real, x_sums, w, j)                                          \
+        case CYBN_POSITIVE: CYBN_COLUMNS(cybn_positive_##real, x_sums, w, j)                                          \
         case CYBN_COUNTED_ONLY: CYBN_COLUMNS(cybn_counted_##real, x_sums, w, j)                                       \
         case CYBN_BACKWARD: CYBN_COLUMNS(cybn_backward_##real, dy_sums, j, j)                                         \
         case CYBN_BY_RELU_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums, j, j)                                          \

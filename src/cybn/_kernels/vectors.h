@@ -1,9 +1,10 @@
-/* Loops over per-channel vectors that gcc leaves scalar: square roots, for the sake of errno (sqrt() sets it unless
-   -fno-math-errno; the instruction is correctly rounded either way), and searches, for the sake of the bit they return.
-   In calls of a microsecond they count. */
+/* Loops over per-channel vectors and weights that gcc leaves scalar: square roots, for the sake of errno (sqrt() sets it
+   unless -fno-math-errno; the instruction is correctly rounded either way), searches, for the sake of the bit they return,
+   and sums of floats in double. They are done by one thread, and in calls of a microsecond they count. */
 #ifndef CYBN_VECTORS_H
 #define CYBN_VECTORS_H
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #if defined(__SSE2__)
@@ -42,5 +43,73 @@ static inline int cybn_outside(const double *values, ptrdiff_t n, double least, 
     for (; c < n; c++) found |= values[c] < least || values[c] > most;
     return found != 0;
 }
+
+/* What weights may be: bits of what was found. */
+enum { CYBN_WRONG = 1, CYBN_ZERO = 2 };     /* a negative one, no number or none that is finite; a 0 */
+
+#if defined(__GNUC__)
+#define CYBN_LOOK(real, bits, largest)                                                                                \
+    static inline int cybn_look_##real(const real *w, ptrdiff_t n) {                                                  \
+        typedef real vector __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));                       \
+        typedef bits mask __attribute__((vector_size(16)));                                                           \
+        enum { F = 16 / sizeof(real) };                                                                               \
+        mask right = ~(mask){}, zero = {};                                                                            \
+        ptrdiff_t i = 0;                                                                                              \
+        int j, found = 0;                                                                                             \
+        for (; i + F <= n; i += F) {                                                                                  \
+            const vector v = *(const vector *)(w + i);                                                                \
+            right &= (mask)(v >= 0) & (mask)(v <= largest);                                                           \
+            zero |= (mask)(v == 0);                                                                                   \
+        }                                                                                                             \
+        for (j = 0; j < F; j++) found |= (right[j] ? 0 : CYBN_WRONG) | (zero[j] ? CYBN_ZERO : 0);                     \
+        for (; i < n; i++) found |= (w[i] >= 0 && w[i] <= largest ? 0 : CYBN_WRONG) | (w[i] == 0 ? CYBN_ZERO : 0);    \
+        return found;                                                                                                 \
+    }
+#else
+#define CYBN_LOOK(real, bits, largest)                                                                                \
+    static inline int cybn_look_##real(const real *w, ptrdiff_t n) {                                                  \
+        ptrdiff_t i;                                                                                                  \
+        int found = 0;                                                                                                \
+        for (i = 0; i < n; i++) found |= (w[i] >= 0 && w[i] <= largest ? 0 : CYBN_WRONG) | (w[i] == 0 ? CYBN_ZERO : 0); \
+        return found;                                                                                                 \
+    }
+#endif
+CYBN_LOOK(float, int, FLT_MAX)
+CYBN_LOOK(double, long long, DBL_MAX)
+
+/* The sum of powers of weights, 0 (of those that are not 0), 1 or 2, in double: eight sums side by side, element i in sum
+   i % 8, the last ones in the first. `power` is a constant. */
+#if defined(__SSE2__)
+#define CYBN_PAIR_float(p) _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd((const double *)(const void *)(p))))
+#define CYBN_PAIR_double(p) _mm_loadu_pd(p)
+#define CYBN_SUM_PAIRS(real)                                                                                          \
+    for (; i + 8 <= n; i += 8)                                                                                        \
+        for (j = 0; j < 4; j++) {                                                                                     \
+            __m128d v = CYBN_PAIR_##real(w + i + 2 * j);                                                              \
+            if (power == 0) v = _mm_and_pd(_mm_cmpneq_pd(v, _mm_setzero_pd()), _mm_set1_pd(1));                       \
+            if (power == 2) v = _mm_mul_pd(v, v);                                                                     \
+            pairs[j] = _mm_add_pd(pairs[j], v);                                                                       \
+        }                                                                                                             \
+    for (j = 0; j < 4; j++) _mm_storeu_pd(sums + 2 * j, pairs[j]);
+#define CYBN_PAIRS __m128d pairs[4] = {_mm_setzero_pd(), _mm_setzero_pd(), _mm_setzero_pd(), _mm_setzero_pd()};
+#else
+#define CYBN_SUM_PAIRS(real)                                                                                          \
+    for (; i + 8 <= n; i += 8)                                                                                        \
+        for (j = 0; j < 8; j++) sums[j] += CYBN_POWER(w[i + j]);
+#define CYBN_PAIRS
+#endif
+#define CYBN_POWER(v) (power == 0 ? (double)((v) != 0) : power == 1 ? (double)(v) : (double)(v) * (v))
+#define CYBN_SUM_POWERS(real)                                                                                         \
+    static inline double cybn_sum_powers_##real(const real *w, ptrdiff_t n, int power) {                              \
+        double sums[8] = {0};                                                                                         \
+        ptrdiff_t i = 0;                                                                                              \
+        int j;                                                                                                        \
+        CYBN_PAIRS                                                                                                    \
+        CYBN_SUM_PAIRS(real)                                                                                          \
+        for (; i < n; i++) sums[0] += CYBN_POWER(w[i]);                                                               \
+        return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));             \
+    }
+CYBN_SUM_POWERS(float)
+CYBN_SUM_POWERS(double)
 
 #endif
