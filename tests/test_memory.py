@@ -57,7 +57,7 @@ def test_small_results_are_numpys():
 
 
 def test_temporaries_are_kept_when_they_would_cost_more_than_the_call():
-    """A mask as numbers, half a MiB of them: otherwise given back to the system and cleared by it again in every call."""
+    """A mask as numbers, half a MiB of them: the system would take and clear it again in every call."""
     x = np.ones((MIB // 8, 1), np.float32)
     cybn.batch_norm_stats(x[:1000], mask=np.ones(1000, bool))
     assert _memory.cached_bytes() == 0
