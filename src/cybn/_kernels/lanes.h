@@ -27,8 +27,12 @@
 #include <immintrin.h>
 #define CYBN_WIDEN_16(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(p))))
 #define CYBN_WIDEN_32(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
+/* The i-th half of vectors in registers. (Of the long ones by way of memory: extracting takes the converters' port.) */
+#define CYBN_HALF_16(v, i) _mm_cvtps_pd((i) % 2 ? _mm_movehl_ps((v)[(i) / 2], (v)[(i) / 2]) : (__m128)(v)[(i) / 2])
+#define CYBN_HALF_32(v, i) CYBN_WIDEN_32((const float *)(v) + (i) * 4)
 #else
 #define CYBN_WIDEN_16(p) __builtin_convertvector(*(const half *)(p), wide)
+#define CYBN_HALF_16(v, i) _mm_cvtps_pd((i) % 2 ? _mm_movehl_ps((v)[(i) / 2], (v)[(i) / 2]) : (__m128)(v)[(i) / 2])
 #endif
 #if defined(__AVX__)
 #define CYBN_WIDTH 32
@@ -116,7 +120,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 CYBN_NOW(q[i]);                                                                                       \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
-                const wide v = (wide)CYBN_WIDEN_##bytes((weighted % 3 ? (const float *)row : x) + i * D);             \
+                const wide v = (wide)(weighted % 3 ? CYBN_HALF_##bytes(row, i) : CYBN_WIDEN_##bytes(x + i * D));      \
                 if (weighted % 2)                                                                                     \
                     a[i] = CYBN_PLUS_PRODUCT_##bytes(a[i], v, (wide)CYBN_WIDEN_##bytes(dy + i * D));                  \
                 else                                                                                                  \
@@ -143,7 +147,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 q[i] += weighted % 2 ? d * u * d : d * d;                                                             \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
-                const wide v = (wide)CYBN_WIDEN_##bytes((const float *)row + i * D);                                  \
+                const wide v = (wide)CYBN_HALF_##bytes(row, i);                                                       \
                 if (weighted % 2)                                                                                     \
                     a[i] = CYBN_PLUS_PRODUCT_##bytes(a[i], v, (wide)CYBN_WIDEN_##bytes(dy + i * D));                  \
                 else                                                                                                  \
