@@ -78,3 +78,13 @@ def test_partial_sums_share_no_cache_line(geometry):
 def test_kinds_of_plans(geometry, caches, threads, kind):
     l2, l3 = caches
     assert _schedule.plan_of(*geometry, threads, operands=1, l2=l2, l3=l3)["kind"] == kind
+
+
+def test_maps_take_runs_as_they_lie_in_memory():
+    """Blocks cut them for sums. Two threads at the two halves of every run took up to three times as long."""
+    runs = 1, 256, 56 * 56
+    assert _schedule.plan_of(*runs, 2)["slices"] == 2
+    plan = _schedule.plan_of(*runs, 2, reduces=False)
+    assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == [(0, 128 * 3136), (1, 128 * 3136)]
+    # Unless there are too few for equal shares.
+    assert _schedule.plan_of(1, 3, 10**6, 2, reduces=False)["slices"] > 100

@@ -33,6 +33,7 @@ cdef enum:
     PARTIALS = 32768        # slices * channels, about: enough slices for many threads, few enough to combine quickly
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
+    LEAST_RUNS = 16         # of a share, where runs are not cut
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
     STRETCH = 32 * 1024     # bytes of memory in one piece that a group of channels reads at least
@@ -131,6 +132,18 @@ cdef void decompose(Job *job) noexcept nogil:
     job.blocks_inner = ceil_div(job.inner, job.block_inner)
     job.blocks = ceil_div(job.outer, job.block_outer) * job.blocks_inner
     job.slices = max(1, min(max(PARTIALS // job.channels, LEAST_SLICES), MOST_SLICES, job.blocks))
+
+
+cdef Job in_whole_runs(const Job *job, Py_ssize_t shares) noexcept nogil:
+    """The job of a map, which is free to take runs as they lie in memory, if that leaves enough for each share."""
+    cdef Job whole = job[0]
+    cdef Py_ssize_t blocks = ceil_div(job.outer, job.block_outer)
+    if job.blocks_inner > 1 and blocks * job.channels >= LEAST_RUNS * shares:
+        whole.block_inner = job.inner
+        whole.blocks_inner = 1
+        whole.blocks = blocks
+        whole.slices = min(job.slices, blocks)
+    return whole
 
 
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
@@ -261,17 +274,6 @@ cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:
     job.group_pitch = ceil_div(2 * job.slices * job.pitch, LINE) * LINE
 
 
-cdef void group(Job *job, const Channels *v, verb reduce, finisher finish, verb apply,
-                Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    cdef Py_ssize_t piece
-    for piece in range(job.slices):
-        reduce(job, c0, c1, piece)
-    finish(job, v, c0, c1)
-    # Backwards: what was read last is still in the cache.
-    for piece in range(job.slices):
-        apply(job, c0, c1, job.slices - 1 - piece)
-
-
 cdef struct Cut:
     # Where one thread's share of a band ends and the next one's begins: at a channel of a slice.
     Py_ssize_t piece
@@ -337,6 +339,7 @@ cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py
 cdef struct Sweeps:
     # What the shares of a call have in common.
     Job *job
+    Job mapped              # the same, cut for `apply`
     const Channels *v
     verb reduce
     verb apply
@@ -347,12 +350,22 @@ cdef struct Sweeps:
     Py_ssize_t first        # of these three that there is
 
 
+cdef void group(const Sweeps *s, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    cdef Py_ssize_t piece
+    for piece in range(s.job.slices):
+        s.reduce(s.job, c0, c1, piece)
+    s.finish(s.job, s.v, c0, c1)
+    # Backwards: what was read last is still in the cache.
+    for piece in range(s.mapped.slices):
+        s.apply(&s.mapped, c0, c1, s.mapped.slices - 1 - piece)
+
+
 cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     """The groups of a share, one after the other."""
     cdef const Sweeps *s = <const Sweeps *> context
     cdef Py_ssize_t width = s.plan.width, groups = ceil_div(s.job.channels, width), g
     for g in range(groups * share // s.shares, groups * (share + 1) // s.shares):
-        group(s.job, s.v, s.reduce, s.finish, s.apply, g * width, min((g + 1) * width, s.job.channels))
+        group(s, g * width, min((g + 1) * width, s.job.channels))
 
 
 cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
@@ -365,7 +378,7 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     elif phase == 1:
         s.finish(s.job, s.v, band + n * share // s.shares, band + n * (share + 1) // s.shares)
     else:
-        sweep(s.job, &s.plan, s.apply, band, share, True)
+        sweep(&s.mapped, &s.plan, s.apply, band, share, True)
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
@@ -395,6 +408,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.reduce = reduce
     sweeps.finish = finish
     sweeps.apply = apply
+    sweeps.mapped = in_whole_runs(job, sweeps.plan.threads)
     worth = (AWAKE if moved < WORTH_CLOSE else CLOSE if moved < WORTH_WAKING else WAKE if moved < WORTH_COMPETING
              else COMPETE)
     if sweeps.plan.owner:
@@ -556,6 +570,8 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
     decompose(&job)
     plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, L3 if l3 is None else l3)
+    if not reduces:
+        job = in_whole_runs(&job, plan.threads)
     lay_out_partial(&job, &plan)
     tasks = []
     if plan.owner:

@@ -114,6 +114,7 @@ cdef struct Panel:
     Py_ssize_t budget   # elements to take at a time if that makes more rows
     Py_ssize_t o        # where the walk is
     Py_ssize_t c
+    Py_ssize_t i
 
 
 cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noexcept nogil:
@@ -136,6 +137,7 @@ cdef inline void first_panel(const Block *block, Py_ssize_t c0, bint rows, Py_ss
     panel.budget = budget
     panel.o = 0 if rows else block.o0
     panel.c = c0
+    panel.i = block.i0
     panel.channel = 0
 
 
@@ -164,12 +166,17 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
         panel.o += 1
     if panel.o == block.o1:
         return False
-    panel.flat = (panel.o * job.channels + panel.c) * job.inner + block.i0
-    panel.cols = block.i1 - block.i0
+    panel.flat = (panel.o * job.channels + panel.c) * job.inner + panel.i
+    panel.cols = min(block.i1 - panel.i, PANEL)
     panel.pitch = job.inner
-    panel.rows = max(1, min(panel.budget // panel.cols, c1 - panel.c))
+    panel.rows = 1
     panel.channel = panel.c - c0
-    panel.c += panel.rows
+    if panel.cols == block.i1 - block.i0:
+        panel.rows = max(1, min(panel.budget // panel.cols, c1 - panel.c))
+    panel.i += panel.cols
+    if panel.i == block.i1:     # (a block of a reduction is no longer than a panel)
+        panel.i = block.i0
+        panel.c += panel.rows
     return True
 
 
