@@ -141,6 +141,20 @@ def test_a_refused_vector_leaves_those_before():
         assert bn._coefficients is made
 
 
+def test_statistics_that_are_gone():
+    bn, x = layer(), batch()
+    bn(x)
+    mean, bn.running_mean = bn.running_mean, None
+    with raises(ValueError, "running_mean and running_var must be given together, got only running_var"):
+        bn(x)
+    bn.running_mean, bn.running_var = mean, None
+    with raises(ValueError, "running_mean and running_var must be given together, got only running_mean"):
+        bn(x)
+    bn.running_mean = None
+    with raises(ValueError, "running_mean and running_var must be given when not training, got None"):
+        bn(x)
+
+
 def test_they_are_nobody_elses():
     """Neither a copy of a layer nor a pickle of it carries them, and a vector's owner may not change them."""
     bn, x = layer(), batch()

@@ -295,6 +295,16 @@ cdef double check_eps(object eps, bint training) except? -1:
     return value
 
 
+cdef int check_running(object running_mean, object running_var, bint training) except -1:
+    cdef bint track = running_mean is not None
+    if track != (running_var is not None):
+        raise ValueError("running_mean and running_var must be given together, got only "
+                         + ("running_mean" if track else "running_var"))
+    if not training and not track:
+        raise ValueError("running_mean and running_var must be given when not training, got None")
+    return 0
+
+
 cdef double check_momentum(object momentum) except? -1:
     cdef double value = real_number(momentum, "momentum")
     if not 0 <= value <= 1:
@@ -437,11 +447,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     cdef Channels *v = &call.v
     cdef bint train = truth(training, "training"), track = running_mean is not None, empty
     cdef double share, spread, degrees
-    if track != (running_var is not None):
-        raise ValueError("running_mean and running_var must be given together, got only "
-                         + ("running_mean" if track else "running_var"))
-    if not train and not track:
-        raise ValueError("running_mean and running_var must be given when not training, got None")
+    check_running(running_mean, running_var, train)
     v.eps = check_eps(eps, train)
     share = check_momentum(momentum)
     spread = real_number(correction, "correction")
@@ -676,6 +682,7 @@ cdef class Layer:
     cdef Coefficients find_coefficients(self, double eps, Py_ssize_t channels):
         cdef tuple vectors = (self.running_mean, self.running_var, self.weight, self.bias)
         cdef Coefficients before, found
+        check_running(vectors[0], vectors[1], False)
         with cython.critical_section(self):
             before = self._coefficients
         found = coefficients_of(before, vectors, eps, channels)

@@ -33,7 +33,7 @@ cdef enum:
     PARTIALS = 32768        # slices * channels, about: enough slices for many threads, few enough to combine quickly
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
-    LEAST_RUNS = 16         # of a share, where runs are not cut
+    LEAST_CUTS = 16         # places for each share to end at, or runs are cut
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
     STRETCH = 32 * 1024     # bytes of memory in one piece that a group of channels reads at least
@@ -132,18 +132,6 @@ cdef void decompose(Job *job) noexcept nogil:
     job.blocks_inner = ceil_div(job.inner, job.block_inner)
     job.blocks = ceil_div(job.outer, job.block_outer) * job.blocks_inner
     job.slices = max(1, min(max(PARTIALS // job.channels, LEAST_SLICES), MOST_SLICES, job.blocks))
-
-
-cdef Job in_whole_runs(const Job *job, Py_ssize_t shares) noexcept nogil:
-    """The job of a map, which is free to take runs as they lie in memory, if that leaves enough for each share."""
-    cdef Job whole = job[0]
-    cdef Py_ssize_t blocks = ceil_div(job.outer, job.block_outer)
-    if job.blocks_inner > 1 and blocks * job.channels >= LEAST_RUNS * shares:
-        whole.block_inner = job.inner
-        whole.blocks_inner = 1
-        whole.blocks = blocks
-        whole.slices = min(job.slices, blocks)
-    return whole
 
 
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
@@ -265,6 +253,19 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
             or job.blocks * plan.band < 8 * LINE * plan.threads):   # too few pieces for equal shares
         plan.band = job.channels
     return plan
+
+
+cdef Job in_whole_runs(const Job *job, const Plan *plan) noexcept nogil:
+    """The job of a map, which may take runs as they lie in memory, if that leaves places enough to cut shares at."""
+    cdef Job whole = job[0]
+    cdef Py_ssize_t blocks = ceil_div(job.outer, job.block_outer)
+    cdef Py_ssize_t cuts = blocks * ceil_div(min(plan.band, job.channels), plan.step)
+    if job.blocks_inner > 1 and (plan.owner or cuts >= LEAST_CUTS * plan.threads):
+        whole.block_inner = job.inner
+        whole.blocks_inner = 1
+        whole.blocks = blocks
+        whole.slices = min(job.slices, blocks)
+    return whole
 
 
 cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:
@@ -408,7 +409,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.reduce = reduce
     sweeps.finish = finish
     sweeps.apply = apply
-    sweeps.mapped = in_whole_runs(job, sweeps.plan.threads)
+    sweeps.mapped = in_whole_runs(job, &sweeps.plan)
     worth = (AWAKE if moved < WORTH_CLOSE else CLOSE if moved < WORTH_WAKING else WAKE if moved < WORTH_COMPETING
              else COMPETE)
     if sweeps.plan.owner:
@@ -571,7 +572,7 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     decompose(&job)
     plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, L3 if l3 is None else l3)
     if not reduces:
-        job = in_whole_runs(&job, plan.threads)
+        job = in_whole_runs(&job, &plan)
     lay_out_partial(&job, &plan)
     tasks = []
     if plan.owner:

@@ -303,8 +303,8 @@ CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED)
 CYBN_GRADIENTS(float, int)
 CYBN_GRADIENTS(double, long long)
 
-/* What is summed beside x: nothing, weights in dy's place, positive ones, weights of 0 and 1 there, dy, dy behind a ReLU or a leaky one
-   (of x, or with result y, or that and written to gated), dy with weights of 0 and 1 in y's place. */
+/* What is summed beside x: nothing, weights in dy's place, positive ones, weights of 0 and 1 there, dy, dy behind a ReLU or
+   a leaky one (of x, or with result y, or that and written to gated), dy with weights of 0 and 1 in y's place. */
 enum {
     CYBN_PLAIN, CYBN_WEIGHTED, CYBN_POSITIVE, CYBN_COUNTED_ONLY, CYBN_BACKWARD,
     CYBN_BY_RELU_X, CYBN_BY_RELU_Y, CYBN_BY_LEAKY_X, CYBN_BY_LEAKY_Y,

@@ -1,6 +1,6 @@
-/* Loops over per-channel vectors and weights that gcc leaves scalar: square roots, for the sake of errno (sqrt() sets it
-   unless -fno-math-errno; the instruction is correctly rounded either way), searches, for the sake of the bit they return,
-   and sums of floats in double. They are done by one thread, and in calls of a microsecond they count. */
+/* Loops over per-channel vectors and weights that gcc leaves scalar: square roots, for the sake of errno (sqrt() sets
+   it unless -fno-math-errno; the instruction is correctly rounded either way), searches, for the sake of the bit they
+   return, and sums of floats in double. They are done by one thread, and in calls of a microsecond they count. */
 #ifndef CYBN_VECTORS_H
 #define CYBN_VECTORS_H
 
@@ -70,7 +70,9 @@ enum { CYBN_WRONG = 1, CYBN_ZERO = 2 };     /* a negative one, no number or none
     static inline int cybn_look_##real(const real *w, ptrdiff_t n) {                                                  \
         ptrdiff_t i;                                                                                                  \
         int found = 0;                                                                                                \
-        for (i = 0; i < n; i++) found |= (w[i] >= 0 && w[i] <= largest ? 0 : CYBN_WRONG) | (w[i] == 0 ? CYBN_ZERO : 0); \
+        for (i = 0; i < n; i++) {                                                                                     \
+            found |= (w[i] >= 0 && w[i] <= largest ? 0 : CYBN_WRONG) | (w[i] == 0 ? CYBN_ZERO : 0);                   \
+        }                                                                                                             \
         return found;                                                                                                 \
     }
 #endif
