@@ -230,9 +230,9 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
         a = (<object> a).transpose([d - (d > axis) for d in order])
     if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64 and cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
         with np.errstate(over="ignore"):    # what is too large is refused below
-            a = dense_copy(a, cnp.NPY_FLOAT32)
+            a = dense_copy(a, x)
     elif cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or not PyArray_ISCARRAY_RO(a):
-        a = dense_copy(a, cnp.PyArray_TYPE(x))
+        a = dense_copy(a, x)
     positive[0] = sample_weight is not None and check_weight_values(a)
     return a
 

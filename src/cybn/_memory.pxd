@@ -1,4 +1,4 @@
 from numpy cimport ndarray
 
 cdef ndarray new_like(ndarray x)
-cdef ndarray dense_copy(ndarray a, int dtype)
+cdef ndarray dense_copy(ndarray a, ndarray x)

@@ -11,6 +11,7 @@ from cybn._environment import number
 
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_New
+from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy, memset, strcpy
 from numpy cimport ndarray
 
@@ -192,29 +193,30 @@ cdef object capsule = PyCapsule_New(&handler, "mem_handler", NULL)
 
 # ----------------------------------------------------------------------------------------------------------- for cybn
 
-cdef ndarray new_like(ndarray x):
-    """A new array of x's shape, dtype and memory layout, its values undefined."""
-    if cnp.PyArray_NBYTES(x) < LARGE or most_bytes == 0:
-        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+cdef ndarray new_array(ndarray a, cnp.NPY_ORDER order, object dtype, bint kept):
+    """A new array of a's shape and dtype (None) or another, its values undefined. `kept`: in memory that is, if any."""
+    cdef void *descr = NULL
+    if dtype is not None:
+        Py_INCREF(dtype)    # NumPy's function takes it over
+        descr = <void *> dtype
+    if not kept or most_bytes == 0:
+        return PyArray_NewLikeArray(a, order, descr, 0)
     before = PyDataMem_SetHandler(capsule)
     try:
-        return PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+        return PyArray_NewLikeArray(a, order, descr, 0)
     finally:
         PyDataMem_SetHandler(before)
 
 
-cdef ndarray dense_copy(ndarray a, int dtype):
-    """A copy in C order, for the time of a call."""
-    cdef ndarray copy
-    cdef cnp.npy_intp itemsize = 4 if dtype == cnp.NPY_FLOAT32 else 8
-    if cnp.PyArray_SIZE(a) * itemsize < LARGE_TEMPORARY or most_bytes == 0:
-        copy = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), dtype, 0)
-    else:
-        before = PyDataMem_SetHandler(capsule)
-        try:
-            copy = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), dtype, 0)
-        finally:
-            PyDataMem_SetHandler(before)
+cdef ndarray new_like(ndarray x):
+    """A new array of x's shape, dtype and memory layout, its values undefined."""
+    return new_array(x, cnp.NPY_KEEPORDER, None, cnp.PyArray_NBYTES(x) >= LARGE)
+
+
+cdef ndarray dense_copy(ndarray a, ndarray x):
+    """A copy of `a` in C order and x's dtype, for the time of a call."""
+    cdef bint large = cnp.PyArray_SIZE(a) * cnp.PyArray_ITEMSIZE(x) >= LARGE_TEMPORARY
+    cdef ndarray copy = new_array(a, cnp.NPY_CORDER, (<object> x).dtype, large)
     cnp.PyArray_CopyInto(copy, a)
     return copy
 

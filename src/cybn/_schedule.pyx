@@ -185,22 +185,8 @@ cdef double sum_of_block(const Job *job, Py_ssize_t index, int power) noexcept n
     cdef Py_ssize_t o0 = bo * job.block_outer, i0 = (index - bo * job.blocks_inner) * job.block_inner
     cdef Py_ssize_t n = (min(job.block_outer, job.outer - o0) - 1) * job.inner + min(job.block_inner, job.inner - i0)
     if job.itemsize == sizeof(float):
-        return sum_of_floats((<const float *> job.weights) + o0 * job.inner + i0, n, power)
-    return sum_of_doubles((<const double *> job.weights) + o0 * job.inner + i0, n, power)
-
-
-# (A loop for each power.)
-
-cdef double sum_of_floats(const float *w, Py_ssize_t n, int power) noexcept nogil:
-    if power == 0:
-        return cybn_sum_powers_float(w, n, 0)
-    return cybn_sum_powers_float(w, n, 1) if power == 1 else cybn_sum_powers_float(w, n, 2)
-
-
-cdef double sum_of_doubles(const double *w, Py_ssize_t n, int power) noexcept nogil:
-    if power == 0:
-        return cybn_sum_powers_double(w, n, 0)
-    return cybn_sum_powers_double(w, n, 1) if power == 1 else cybn_sum_powers_double(w, n, 2)
+        return cybn_sum_powers_float((<const float *> job.weights) + o0 * job.inner + i0, n, power)
+    return cybn_sum_powers_double((<const double *> job.weights) + o0 * job.inner + i0, n, power)
 
 
 # ------------------------------------------------------------------------------------------------------------ schedule

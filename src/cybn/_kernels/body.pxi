@@ -906,7 +906,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
     cdef double *partial = partial_sums(job, piece, c0)
-    cdef bint more, gated = features is short and backward, weighted = features is short and not backward
+    cdef bint more, whole, gated = features is short and backward, weighted = features is short and not backward
     cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel)
     cdef real gate[5 * COLUMNS]
     cdef const real *weights = NULL
@@ -965,9 +965,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 continue    # nothing in it counts
         if features is short:
             if weighted or masked:
-                kind_of_sum = usual
-                if job.masked and block.weight == <double> block.count:     # all of it does: as without a mask
-                    kind_of_sum = BACKWARD if backward else PLAIN
+                whole = job.masked and block.weight == <double> block.count
+                kind_of_sum = usual if not whole else BACKWARD if backward else PLAIN     # as without a mask
         if not backward:
             sample_shifts(job, &block, c0, tile, shift)
             spread(&columns, shift, center)

@@ -84,8 +84,8 @@ static const int cybn_last_float[32] = {CYBN_OFF, CYBN_ON};
 static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
 /* sums += w * x (double) and squares += w * (x - shift)^2 (float), with w in the place of dy. `weighted` is a constant.
-   0: w is 1 and not read; 1: any; 2: it is 0 or 1; 3: it is not 0. What has weight 0 does not count, even if it is no
-   number. */
+   0: w is 1 and not read; 1: any; 2: it is 0 or 1; 3: it is not 0. So odd ones multiply, and 1 and 2 select: what has
+   weight 0 does not count, even if it is no number. */
 #define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
     CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \
         typedef CYBN_VECTOR(float, bytes) vector;                                                                     \

@@ -48,39 +48,34 @@ static inline int cybn_outside(const double *values, ptrdiff_t n, double least, 
 enum { CYBN_WRONG = 1, CYBN_ZERO = 2 };     /* a negative one, no number or none that is finite; a 0 */
 
 #if defined(__GNUC__)
+#define CYBN_LOOK_VECTORS(real, bits, largest)                                                                        \
+    typedef real vector __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));                           \
+    typedef bits mask __attribute__((vector_size(16)));                                                               \
+    enum { F = 16 / sizeof(real) };                                                                                   \
+    mask right = ~(mask){}, zero = {};                                                                                \
+    int j;                                                                                                            \
+    for (; i + F <= n; i += F) {                                                                                      \
+        const vector v = *(const vector *)(w + i);                                                                    \
+        right &= (mask)(v >= 0) & (mask)(v <= largest);                                                               \
+        zero |= (mask)(v == 0);                                                                                       \
+    }                                                                                                                 \
+    for (j = 0; j < F; j++) found |= (right[j] ? 0 : CYBN_WRONG) | (zero[j] ? CYBN_ZERO : 0);
+#else
+#define CYBN_LOOK_VECTORS(real, bits, largest)
+#endif
 #define CYBN_LOOK(real, bits, largest)                                                                                \
     static inline int cybn_look_##real(const real *w, ptrdiff_t n) {                                                  \
-        typedef real vector __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));                       \
-        typedef bits mask __attribute__((vector_size(16)));                                                           \
-        enum { F = 16 / sizeof(real) };                                                                               \
-        mask right = ~(mask){}, zero = {};                                                                            \
         ptrdiff_t i = 0;                                                                                              \
-        int j, found = 0;                                                                                             \
-        for (; i + F <= n; i += F) {                                                                                  \
-            const vector v = *(const vector *)(w + i);                                                                \
-            right &= (mask)(v >= 0) & (mask)(v <= largest);                                                           \
-            zero |= (mask)(v == 0);                                                                                   \
-        }                                                                                                             \
-        for (j = 0; j < F; j++) found |= (right[j] ? 0 : CYBN_WRONG) | (zero[j] ? CYBN_ZERO : 0);                     \
+        int found = 0;                                                                                                \
+        CYBN_LOOK_VECTORS(real, bits, largest)                                                                        \
         for (; i < n; i++) found |= (w[i] >= 0 && w[i] <= largest ? 0 : CYBN_WRONG) | (w[i] == 0 ? CYBN_ZERO : 0);    \
         return found;                                                                                                 \
     }
-#else
-#define CYBN_LOOK(real, bits, largest)                                                                                \
-    static inline int cybn_look_##real(const real *w, ptrdiff_t n) {                                                  \
-        ptrdiff_t i;                                                                                                  \
-        int found = 0;                                                                                                \
-        for (i = 0; i < n; i++) {                                                                                     \
-            found |= (w[i] >= 0 && w[i] <= largest ? 0 : CYBN_WRONG) | (w[i] == 0 ? CYBN_ZERO : 0);                   \
-        }                                                                                                             \
-        return found;                                                                                                 \
-    }
-#endif
 CYBN_LOOK(float, int, FLT_MAX)
 CYBN_LOOK(double, long long, DBL_MAX)
 
-/* The sum of powers of weights, 0 (of those that are not 0), 1 or 2, in double: eight sums side by side, element i in sum
-   i % 8, the last ones in the first. `power` is a constant. */
+/* The sum of powers of weights, 0 (of those that are not 0), 1 or 2, in double: eight sums side by side, element i in
+   sum i % 8, the last ones in the first. A loop for each power. */
 #if defined(__SSE2__)
 #define CYBN_PAIR_float(p) _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd((const double *)(const void *)(p))))
 #define CYBN_PAIR_double(p) _mm_loadu_pd(p)
@@ -102,7 +97,7 @@ CYBN_LOOK(double, long long, DBL_MAX)
 #endif
 #define CYBN_POWER(v) (power == 0 ? (double)((v) != 0) : power == 1 ? (double)(v) : (double)(v) * (v))
 #define CYBN_SUM_POWERS(real)                                                                                         \
-    static inline double cybn_sum_powers_##real(const real *w, ptrdiff_t n, int power) {                              \
+    static inline double cybn_sum_power_##real(const real *w, ptrdiff_t n, const int power) {                         \
         double sums[8] = {0};                                                                                         \
         ptrdiff_t i = 0;                                                                                              \
         int j;                                                                                                        \
@@ -110,6 +105,10 @@ CYBN_LOOK(double, long long, DBL_MAX)
         CYBN_SUM_PAIRS(real)                                                                                          \
         for (; i < n; i++) sums[0] += CYBN_POWER(w[i]);                                                               \
         return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));             \
+    }                                                                                                                 \
+    static inline double cybn_sum_powers_##real(const real *w, ptrdiff_t n, int power) {                              \
+        if (power == 0) return cybn_sum_power_##real(w, n, 0);                                                        \
+        return power == 1 ? cybn_sum_power_##real(w, n, 1) : cybn_sum_power_##real(w, n, 2);                          \
     }
 CYBN_SUM_POWERS(float)
 CYBN_SUM_POWERS(double)
