@@ -130,6 +130,10 @@ cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noex
     block.rest = (block.o1 - block.o0) - block.full * job.period
 
 
+cdef inline Py_ssize_t first_element(const Job *job, const Block *block, Py_ssize_t c) noexcept nogil:
+    return (block.o0 * job.channels + c) * job.inner + block.i0
+
+
 cdef inline void first_panel(const Block *block, Py_ssize_t c0, bint rows, Py_ssize_t least, Py_ssize_t budget,
                              Panel *panel) noexcept nogil:
     panel.by_rows = rows
@@ -887,8 +891,9 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
             squares[c] += second[c] + delta * delta * (before * share)
 
 
-cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t then,
                              bint backward, real *kind, features *what) noexcept nogil:
+    """`then`: the first element that is read after these."""
     cdef double sums[COLUMNS]
     cdef double products[COLUMNS]
     cdef real dy_sums[COLUMNS]
@@ -959,7 +964,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         partial[job.pitch + j] = 0
     for index in range(slice_start(job, piece), last + 1):
         open_block(job, index, &block)
-        open_block(job, min(index + 1, last), &following)
+        if index < last:
+            open_block(job, index + 1, &following)
         if features is short and not backward:
             if block.weight == 0:
                 continue    # nothing in it counts
@@ -1013,7 +1019,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
-            ahead = (walk.flat if more else (following.o0 * job.channels + c0) * job.inner + following.i0) - panel.flat
+            ahead = (walk.flat if more else first_element(job, &following, c0) if index < last else then) - panel.flat
             if job.rows:
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
                             negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum)
@@ -1187,17 +1193,21 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
 cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
                        bint backward, real *kind) noexcept nogil:
     cdef bint plain = not gates(job) if backward else job.weights == NULL
-    cdef Py_ssize_t stop
+    cdef Py_ssize_t first = c0, stop, then
+    cdef Block block
     while c0 < c1:
         stop = min(c0 + job.tile, c1)
+        # The next channels, or the first ones of the next slice.
+        open_block(job, slice_start(job, piece) if stop < c1 else min(slice_start(job, piece + 1), job.blocks - 1), &block)
+        then = first_element(job, &block, stop if stop < c1 else first)
         if backward and plain:
-            reduce_tile(job, c0, stop, piece, True, kind, <char *> NULL)
+            reduce_tile(job, c0, stop, piece, then, True, kind, <char *> NULL)
         elif backward:
-            reduce_tile(job, c0, stop, piece, True, kind, <short *> NULL)
+            reduce_tile(job, c0, stop, piece, then, True, kind, <short *> NULL)
         elif plain:
-            reduce_tile(job, c0, stop, piece, False, kind, <char *> NULL)
+            reduce_tile(job, c0, stop, piece, then, False, kind, <char *> NULL)
         else:
-            reduce_tile(job, c0, stop, piece, False, kind, <short *> NULL)
+            reduce_tile(job, c0, stop, piece, then, False, kind, <short *> NULL)
         c0 = stop
 
 
