@@ -241,17 +241,25 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     return plan
 
 
-cdef Job in_whole_runs(const Job *job, const Plan *plan) noexcept nogil:
-    """The job of a map, which may take runs as they lie in memory, if that leaves places enough to cut shares at."""
-    cdef Job whole = job[0]
+cdef Job for_map(const Job *job, const Plan *plan, bint revisit) noexcept nogil:
+    """The job of a map, whose blocks make no bits: it may take memory in longer pieces."""
+    cdef Job mapped = job[0]
     cdef Py_ssize_t blocks = ceil_div(job.outer, job.block_outer)
     cdef Py_ssize_t cuts = blocks * ceil_div(min(plan.band, job.channels), plan.step)
     if job.blocks_inner > 1 and (plan.owner or cuts >= LEAST_CUTS * plan.threads):
-        whole.block_inner = job.inner
-        whole.blocks_inner = 1
-        whole.blocks = blocks
-        whole.slices = min(job.slices, blocks)
-    return whole
+        # Runs as they lie, if that leaves places enough to cut shares at.
+        mapped.block_inner = job.inner
+        mapped.blocks_inner = 1
+        mapped.blocks = blocks
+        mapped.slices = min(job.slices, blocks)
+    elif (job.rows and not plan.owner and job.channels * job.inner < plan.threads * COLUMNS
+          and (not revisit or job.blocks < 2 * plan.threads)):
+        # Shares of whole rows, if a share of the channels would be less than a tile. (Not if that loses the order of
+        # the second sweep, backwards.)
+        mapped.block_outer = ceil_div(ceil_div(job.outer, job.period), plan.threads) * job.period
+        mapped.blocks = ceil_div(job.outer, mapped.block_outer)
+        mapped.slices = mapped.blocks
+    return mapped
 
 
 cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:
@@ -395,7 +403,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.reduce = reduce
     sweeps.finish = finish
     sweeps.apply = apply
-    sweeps.mapped = in_whole_runs(job, &sweeps.plan)
+    sweeps.mapped = for_map(job, &sweeps.plan, reduce != NULL)
     worth = (AWAKE if moved < WORTH_CLOSE else CLOSE if moved < WORTH_WAKING else WAKE if moved < WORTH_COMPETING
              else COMPETE)
     if sweeps.plan.owner:
@@ -558,7 +566,7 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     decompose(&job)
     plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, L3 if l3 is None else l3)
     if not reduces:
-        job = in_whole_runs(&job, &plan)
+        job = for_map(&job, &plan, False)
     lay_out_partial(&job, &plan)
     tasks = []
     if plan.owner:

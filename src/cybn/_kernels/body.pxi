@@ -1198,7 +1198,10 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
     while c0 < c1:
         stop = min(c0 + job.tile, c1)
         # The next channels, or the first ones of the next slice.
-        open_block(job, slice_start(job, piece) if stop < c1 else min(slice_start(job, piece + 1), job.blocks - 1), &block)
+        if stop < c1:
+            open_block(job, slice_start(job, piece), &block)
+        else:
+            open_block(job, min(slice_start(job, piece + 1), job.blocks - 1), &block)
         then = first_element(job, &block, stop if stop < c1 else first)
         if backward and plain:
             reduce_tile(job, c0, stop, piece, then, True, kind, <char *> NULL)
