@@ -906,12 +906,12 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Panel panel, walk
     cdef const real *x
     cdef const real *dy
-    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, index, ahead, distance, tile = c1 - c0
+    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, index, ahead, tile = c1 - c0
     cdef Py_ssize_t last = slice_start(job, piece + 1) - 1
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
     cdef double *partial = partial_sums(job, piece, c0)
-    cdef bint more, whole, gated = features is short and backward, weighted = features is short and not backward
+    cdef bint more, folded, whole, gated = features is short and backward, weighted = features is short and not backward
     cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel)
     cdef real gate[5 * COLUMNS]
     cdef const real *weights = NULL
@@ -978,11 +978,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             spread(&columns, shift, center)
         for j in range(columns.count):
             sums[j] = 0
-            products[j] = 0
             dots[j] = 0
         for j in range(columns.count if backward else 0):
             dy_sums[j] = 0
         rows = 0
+        folded = False
         first_panel(&block, c0, job.rows, least, budget, &panel)
         more = next_panel(job, &block, c0, c1, &panel)
         while more:
@@ -1024,13 +1024,12 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
                             negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum)
             else:
+                # Fetched ahead: the run after the next one, at last of the next panel.
+                ahead -= max(panel.rows - 2, 0) * panel.pitch
                 for r in range(panel.rows):
-                    # Fetched ahead: the run after the next one.
-                    distance = 2 * panel.pitch
-                    if r + 2 >= panel.rows:
-                        distance = ahead + (min(max(r + 2 - panel.rows, 0), panel.rows - 1) - r) * panel.pitch
                     j = (panel.channel + r) * LANES
-                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols, distance, center + j,
+                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols,
+                               2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j,
                                dots + j, kind_of_sum)
             if features is short:
@@ -1038,14 +1037,19 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
-                for j in range(columns.count):
-                    products[j] += dots[j]
-                    dots[j] = 0
-                if backward:
+                if not folded:
                     for j in range(columns.count):
-                        sums[j] += dy_sums[j]
-                        dy_sums[j] = 0
+                        products[j] = dots[j]
+                else:
+                    for j in range(columns.count):
+                        products[j] += dots[j]
+                for j in range(columns.count if more else 0):
+                    dots[j] = 0
+                for j in range(columns.count if backward else 0):
+                    sums[j] += dy_sums[j]
+                    dy_sums[j] = 0
                 rows = 0
+                folded = True
             panel = walk
         close_block(job, &block, c0, piece, before, &columns, sums, products, shift, backward, kind)
         before += block.weight

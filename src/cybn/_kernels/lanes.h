@@ -135,7 +135,10 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
             CYBN_EACH(i, n / F) {                                                                                     \
-                mask counts = *(const mask *)(cybn_last_float + rest + i * F);                                        \
+                mask counts;                                                                                          \
+                if (rest <= n - (i + 1) * F) continue;                                                                \
+                counts = *(const mask *)(cybn_last_float + rest + i * F);                                             \
+                CYBN_NOW(counts);                                                                                     \
                 vector u = {};                                                                                        \
                 if (weighted) {                                                                                       \
                     u = *(const vector *)(dy + i * F);                                                                \
@@ -147,7 +150,9 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 q[i] += weighted % 2 ? d * u * d : d * d;                                                             \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
-                const wide v = (wide)CYBN_HALF_##bytes(row, i);                                                       \
+                wide v;                                                                                               \
+                if (rest <= n - (i + 1) * D) continue;                                                                \
+                v = (wide)CYBN_HALF_##bytes(row, i);                                                                  \
                 if (weighted % 2)                                                                                     \
                     a[i] = CYBN_PLUS_PRODUCT_##bytes(a[i], v, (wide)CYBN_WIDEN_##bytes(dy + i * D));                  \
                 else                                                                                                  \
@@ -198,7 +203,9 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             y += rest - n;                                                                                            \
             gated += rest - n;                                                                                        \
             CYBN_EACH(i, n / F) {                                                                                     \
-                const mask last = *(const mask *)(cybn_last_##real + rest + i * F);                                   \
+                mask last;                                                                                            \
+                if (rest <= n - (i + 1) * F) continue;                                                                \
+                last = *(const mask *)(cybn_last_##real + rest + i * F);                                              \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
                 t = T(dy);                                                                                            \
                 a[i] += (vector)((mask)t & last);                                                                     \
