@@ -121,14 +121,29 @@ def test_a_wrong_stream_size_is_warned_of_and_ignored():
         from cybn import _schedule
         print(_schedule.set_stream_min_bytes(0))
     """
-    want = "RuntimeWarning|CYBN_STREAM_MIN_BYTES must be a number of bytes, got '1e6'; ignored\n16777216"
+    want = "RuntimeWarning|CYBN_STREAM_MIN_BYTES must be a number of bytes, got '1e6'; ignored\n-1"
     assert python(code, CYBN_STREAM_MIN_BYTES="1e6") == want
 
 
 def test_the_stream_size_is_read_from_the_environment():
     code = "from cybn import _schedule; print(_schedule.set_stream_min_bytes(0))"
     assert python(code, CYBN_STREAM_MIN_BYTES="4096") == "4096"
-    assert python(code) == "16777216"
+    assert python(code) == "-1"
+
+
+def test_what_does_not_fit_the_last_cache_is_streamed():
+    caches = _schedule.set_cache_sizes(512 * 1024, 32 * 2**20)
+    before = _schedule.set_stream_min_bytes(-1)
+    try:
+        assert not _schedule.streams(12 * 2**20 - 4, 2)
+        assert _schedule.streams(12 * 2**20, 2)
+        assert _schedule.streams(8 * 2**20, 3)
+        _schedule.set_stream_min_bytes(2**20)
+        assert _schedule.streams(2**20, 1)
+        assert not _schedule.streams(2**20 - 4, 100)
+    finally:
+        _schedule.set_stream_min_bytes(before)
+        _schedule.set_cache_sizes(*caches)
 
 
 @every_geometry

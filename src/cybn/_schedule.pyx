@@ -66,9 +66,8 @@ cdef Py_ssize_t L2 = cybn_cache(2) if cybn_cache(2) > 0 else 512 * 1024
 cdef Py_ssize_t L3 = cybn_cache(3) if cybn_cache(3) > 0 else 4 * 1024 * 1024
 
 
-# Size from which results are written past the caches. Smaller ones are likely to be found in the last cache by who
-# reads them next; 16 MiB is where streaming began to gain on the machines that were tried.
-cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", 16 * 1024 * 1024)
+# Size from which results are written past the caches. -1: where the last cache does not hold all arrays of the call.
+cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", -1)
 
 
 def set_cache_sizes(Py_ssize_t l2, Py_ssize_t l3):
@@ -85,6 +84,14 @@ def set_stream_min_bytes(Py_ssize_t n):
     before = STREAM
     STREAM = n
     return before
+
+
+cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays) noexcept nogil:
+    """Whether a result of so many bytes, one of so many arrays, is written past the caches.
+
+    Where it fits who reads it next is likely to find it there. Three quarters: the cache has other users.
+    """
+    return result >= STREAM if STREAM >= 0 else arrays * result >= L3 // 4 * 3
 
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
@@ -385,12 +392,14 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     cdef Py_ssize_t operands, moved, groups, t
     cdef Sweeps sweeps
     cdef int worth
+    operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
+                + (job.out.data != NULL) + (job.gated.data != NULL))
     # Not in place: there the lines have been read anyway.
-    job.stream = (apply != NULL and result >= STREAM and job.out.direct and job.out.data != job.x.data
+    job.stream = (apply != NULL and streams(result, operands) and job.out.direct and job.out.data != job.x.data
                   and job.out.data != job.dy.data and job.out.data != job.residual.data
                   and job.out.data != job.output.data)
-    operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
-                + ((job.out.data != NULL) + (job.gated.data != NULL)) * (not job.stream))
+    if job.stream:
+        operands -= (job.out.data != NULL) + (job.gated.data != NULL)
     if reduce != NULL:
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)

@@ -110,7 +110,7 @@ cdef struct Panel:
     Py_ssize_t pitch    # elements from row to row
     Py_ssize_t channel  # of the tile, the first (runs)
     bint by_rows        # rows of channels, else runs
-    Py_ssize_t least    # rows to take at a time if there are so many
+    Py_ssize_t least    # rows to take at a time, or a multiple; runs: up to a channel that is one; if there are so many
     Py_ssize_t budget   # elements to take at a time if that makes more rows
     Py_ssize_t o        # where the walk is
     Py_ssize_t c
@@ -176,7 +176,10 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
     panel.rows = 1
     panel.channel = panel.c - c0
     if panel.cols == block.i1 - block.i0:
-        panel.rows = max(1, min(panel.budget // panel.cols, c1 - panel.c))
+        panel.rows = panel.budget // panel.cols
+        if panel.rows >= panel.least:
+            panel.rows -= (panel.c + panel.rows) % panel.least
+        panel.rows = max(1, min(panel.rows, c1 - panel.c))
     panel.i += panel.cols
     if panel.i == block.i1:     # (a block of a reduction is no longer than a panel)
         panel.i = block.i0
@@ -949,8 +952,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     if (job.x.direct and (not backward or job.dy.direct) and (active or masked or not gated)
             and not ((weighted or masked) and job.rows and wrap == COLUMNS) and (not by_output or job.output.direct)
             and not staged):
-        least = GRADS_ROWS if backward else STATS_ROWS
-        budget = PANEL // 2 if backward and job.rows else PANEL if job.rows else job.inner * tile
+        least = 1 if not job.rows else GRADS_ROWS if backward else STATS_ROWS
+        budget = job.inner * tile if not job.rows else PANEL // 2 if backward else PANEL
     if backward:
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
@@ -1129,9 +1132,13 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     if features is short:
         apart = (apart and not gated and not (weighted and not even) and not (by_output and not job.output.direct)
                  and not (job.residual.data != NULL and (job.residual.data == job.out.data or not job.residual.direct)))
+    cdef Py_ssize_t least = MAP_ROWS if apart else 1
+    if job.stream and not rows:
+        # Runs that end with a cache line: of a line in two panels no part could be streamed.
+        least = LANES // min(<Py_ssize_t> LANES, job.inner & -job.inner)
     for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
-        first_panel(&block, c0, rows, MAP_ROWS if apart else 1, PANEL, &panel)
+        first_panel(&block, c0, rows, least, PANEL, &panel)
         while next_panel(job, &block, c0, c1, &panel):
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x

@@ -9,11 +9,12 @@
 #if defined(__SSE2__)
 #include <emmintrin.h>
 
-/* Copy n bytes, a multiple of 4, to memory that is 4-byte aligned at least. */
+/* Copy n bytes. Lines of which only a part is written go through the cache: as parts they would cost memory a read and a
+   write each, and the other part may follow much later. */
 static inline void cybn_stream(void *to, const void *from, size_t n) {
     char *t = (char *)to;
     const char *f = (const char *)from;
-    size_t head = (size_t)(-(intptr_t)t & 15);
+    size_t head = (size_t)(-(intptr_t)t & 63);
     if (head > n) head = n;
     memcpy(t, f, head);
     for (t += head, f += head, n -= head; n >= 64; t += 64, f += 64, n -= 64) {
@@ -26,8 +27,6 @@ static inline void cybn_stream(void *to, const void *from, size_t n) {
         _mm_stream_si128((__m128i *)(t + 32), c);
         _mm_stream_si128((__m128i *)(t + 48), d);
     }
-    for (; n >= 16; t += 16, f += 16, n -= 16)
-        _mm_stream_si128((__m128i *)t, _mm_loadu_si128((const __m128i *)f));
     memcpy(t, f, n);
 }
 
