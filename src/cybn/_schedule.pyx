@@ -251,6 +251,7 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
 cdef Job for_map(const Job *job, const Plan *plan, bint revisit) noexcept nogil:
     """The job of a map, whose blocks make no bits: it may take memory in longer pieces."""
     cdef Job mapped = job[0]
+    mapped.owned = plan.owner
     cdef Py_ssize_t blocks = ceil_div(job.outer, job.block_outer)
     cdef Py_ssize_t cuts = blocks * ceil_div(min(plan.band, job.channels), plan.step)
     if job.blocks_inner > 1 and (plan.owner or cuts >= LEAST_CUTS * plan.threads):

@@ -41,7 +41,7 @@ ctypedef fused features:
     short       # activation, residual, mask, weights
 
 cdef extern from "stream.h":
-    void cybn_stream(void *to, const void *source, size_t n) noexcept nogil
+    void cybn_stream(void *to, const void *source, size_t n, const void *next, const void *other) noexcept nogil
     void cybn_stream_end() noexcept nogil
 
 cdef extern from "select.h" nogil:
@@ -254,16 +254,17 @@ cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_s
     return stage
 
 
-cdef inline void deliver(const Operand *op, const Panel *panel, const real *stage, bint stream) noexcept nogil:
-    """A panel from the stage to where its elements lie."""
+cdef inline void deliver(const Operand *op, const Panel *panel, const real *stage, bint stream,
+                         const real *next, const real *other) noexcept nogil:
+    """A panel from the stage to where its elements lie. Where it is streamed such panels at `next` and `other` are fetched."""
     cdef real *to = (<real *> op.data) + panel.flat
     cdef Py_ssize_t r
     if stream and panel.pitch == panel.cols:
-        cybn_stream(to, stage, panel.rows * panel.cols * sizeof(real))
+        cybn_stream(to, stage, panel.rows * panel.cols * sizeof(real), next, other)
         return
     for r in range(panel.rows):
         if stream:
-            cybn_stream(to + r * panel.pitch, stage + r * panel.cols, panel.cols * sizeof(real))
+            cybn_stream(to + r * panel.pitch, stage + r * panel.cols, panel.cols * sizeof(real), NULL, NULL)
         elif op.direct:
             memcpy(to + r * panel.pitch, stage + r * panel.cols, panel.cols * sizeof(real))
         else:
@@ -1019,7 +1020,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         x = x_stage
                         x_pitch = panel.cols
                     if keeps:
-                        deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
+                        deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
             ahead = (walk.flat if more else first_element(job, &following, c0) if index < last else then) - panel.flat
@@ -1037,7 +1038,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                                dots + j, kind_of_sum)
             if features is short:
                 if staged and by_output:
-                    deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct)
+                    deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
                 if not folded:
@@ -1136,6 +1137,13 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     if job.stream and not rows:
         # Runs that end with a cache line: of a line in two panels no part could be streamed.
         least = LANES // min(<Py_ssize_t> LANES, job.inner & -job.inner)
+    # An owner's next group follows this one in each run of channels.
+    cdef const real *next = NULL
+    cdef const real *other = NULL
+    if job.owned and c1 < job.channels and source.direct:
+        next = (<const real *> source.data) + n * job.inner
+        if two and gradients.direct:
+            other = (<const real *> gradients.data) + n * job.inner
     for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
         open_block(job, index, &block)
         first_panel(&block, c0, rows, least, PANEL, &panel)
@@ -1194,7 +1202,8 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             if scaled and backward:
                 multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, not rows, out, out_pitch)
             if not direct:
-                deliver[real](&job.out, &panel, out, job.stream)
+                deliver[real](&job.out, &panel, out, job.stream, next + panel.flat if next != NULL else NULL,
+                              other + panel.flat if other != NULL else NULL)
     if job.stream:
         cybn_stream_end()
 

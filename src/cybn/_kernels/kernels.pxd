@@ -57,6 +57,7 @@ cdef struct Job:
     Operand gated               # where backward leaves the gradients that have passed it
 
     bint stream                 # whether results go past the caches
+    bint owned                  # whether the next channels come next, from their statistics on
 
     Py_ssize_t outer
     Py_ssize_t channels

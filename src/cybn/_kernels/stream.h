@@ -10,22 +10,25 @@
 #include <emmintrin.h>
 
 /* Copy n bytes. Lines of which only a part is written go through the cache: as parts they would cost memory a read and a
-   write each, and the other part may follow much later. */
-static inline void cybn_stream(void *to, const void *from, size_t n) {
+   write each, and the other part may follow much later. With each line that goes out one of each of two arrays, of which
+   these n bytes are read soon, comes into the second cache (NULL: none): memory reads while it writes. */
+static inline void cybn_stream(void *to, const void *from, size_t n, const void *next, const void *other) {
     char *t = (char *)to;
-    const char *f = (const char *)from;
+    const char *f = (const char *)from, *a = (const char *)next, *b = (const char *)other;
     size_t head = (size_t)(-(intptr_t)t & 63);
     if (head > n) head = n;
     memcpy(t, f, head);
     for (t += head, f += head, n -= head; n >= 64; t += 64, f += 64, n -= 64) {
-        __m128i a = _mm_loadu_si128((const __m128i *)f);
-        __m128i b = _mm_loadu_si128((const __m128i *)(f + 16));
-        __m128i c = _mm_loadu_si128((const __m128i *)(f + 32));
-        __m128i d = _mm_loadu_si128((const __m128i *)(f + 48));
-        _mm_stream_si128((__m128i *)t, a);
-        _mm_stream_si128((__m128i *)(t + 16), b);
-        _mm_stream_si128((__m128i *)(t + 32), c);
-        _mm_stream_si128((__m128i *)(t + 48), d);
+        __m128i v0 = _mm_loadu_si128((const __m128i *)f);
+        __m128i v1 = _mm_loadu_si128((const __m128i *)(f + 16));
+        __m128i v2 = _mm_loadu_si128((const __m128i *)(f + 32));
+        __m128i v3 = _mm_loadu_si128((const __m128i *)(f + 48));
+        _mm_stream_si128((__m128i *)t, v0);
+        _mm_stream_si128((__m128i *)(t + 16), v1);
+        _mm_stream_si128((__m128i *)(t + 32), v2);
+        _mm_stream_si128((__m128i *)(t + 48), v3);
+        if (next) _mm_prefetch(a + (t - (char *)to), _MM_HINT_T1);
+        if (other) _mm_prefetch(b + (t - (char *)to), _MM_HINT_T1);
     }
     memcpy(t, f, n);
 }
@@ -34,7 +37,11 @@ static inline void cybn_stream(void *to, const void *from, size_t n) {
 static inline void cybn_stream_end(void) { _mm_sfence(); }
 #define CYBN_CAN_STREAM 1
 #else
-static inline void cybn_stream(void *to, const void *from, size_t n) { memcpy(to, from, n); }
+static inline void cybn_stream(void *to, const void *from, size_t n, const void *next, const void *other) {
+    (void)next;
+    (void)other;
+    memcpy(to, from, n);
+}
 static inline void cybn_stream_end(void) {}
 #define CYBN_CAN_STREAM 0
 #endif
