@@ -248,26 +248,28 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     return plan
 
 
-cdef Job for_map(const Job *job, const Plan *plan, bint revisit) noexcept nogil:
-    """The job of a map, whose blocks make no bits: it may take memory in longer pieces."""
-    cdef Job mapped = job[0]
-    mapped.owned = plan.owner
+cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mapped) noexcept nogil:
+    """The job of a map, whose blocks make no bits: it may take memory in longer pieces. False: as it is."""
     cdef Py_ssize_t blocks = ceil_div(job.outer, job.block_outer)
     cdef Py_ssize_t cuts = blocks * ceil_div(min(plan.band, job.channels), plan.step)
     if job.blocks_inner > 1 and (plan.owner or cuts >= LEAST_CUTS * plan.threads):
         # Runs as they lie, if that leaves places enough to cut shares at.
+        mapped[0] = job[0]
         mapped.block_inner = job.inner
         mapped.blocks_inner = 1
         mapped.blocks = blocks
         mapped.slices = min(job.slices, blocks)
-    elif (job.rows and not plan.owner and job.channels * job.inner < plan.threads * COLUMNS
-          and (not revisit or job.blocks < 2 * plan.threads)):
+        return True
+    if (job.rows and plan.threads > 1 and not plan.owner and job.channels * job.inner < plan.threads * COLUMNS
+            and (not revisit or job.blocks < 2 * plan.threads)):
         # Shares of whole rows, if a share of the channels would be less than a tile. (Not if that loses the order of
         # the second sweep, backwards.)
+        mapped[0] = job[0]
         mapped.block_outer = ceil_div(ceil_div(job.outer, job.period), plan.threads) * job.period
         mapped.blocks = ceil_div(job.outer, mapped.block_outer)
         mapped.slices = mapped.blocks
-    return mapped
+        return True
+    return False
 
 
 cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:
@@ -342,7 +344,7 @@ cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py
 cdef struct Sweeps:
     # What the shares of a call have in common.
     Job *job
-    Job mapped              # the same, cut for `apply`
+    Job *mapped             # the same, perhaps cut for `apply`
     const Channels *v
     verb reduce
     verb apply
@@ -360,7 +362,7 @@ cdef void group(const Sweeps *s, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     s.finish(s.job, s.v, c0, c1)
     # Backwards: what was read last is still in the cache.
     for piece in range(s.mapped.slices):
-        s.apply(&s.mapped, c0, c1, s.mapped.slices - 1 - piece)
+        s.apply(s.mapped, c0, c1, s.mapped.slices - 1 - piece)
 
 
 cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
@@ -381,7 +383,7 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     elif phase == 1:
         s.finish(s.job, s.v, band + n * share // s.shares, band + n * (share + 1) // s.shares)
     else:
-        sweep(&s.mapped, &s.plan, s.apply, band, share, True)
+        sweep(s.mapped, &s.plan, s.apply, band, share, True)
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
@@ -392,6 +394,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
     cdef Py_ssize_t operands, moved, groups, t
     cdef Sweeps sweeps
+    cdef Job mapped
     cdef int worth
     operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
                 + (job.out.data != NULL) + (job.gated.data != NULL))
@@ -413,7 +416,8 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.reduce = reduce
     sweeps.finish = finish
     sweeps.apply = apply
-    sweeps.mapped = for_map(job, &sweeps.plan, reduce != NULL)
+    job.owned = sweeps.plan.owner
+    sweeps.mapped = &mapped if apply != NULL and cut_for_map(job, &sweeps.plan, reduce != NULL, &mapped) else job
     worth = (AWAKE if moved < WORTH_CLOSE else CLOSE if moved < WORTH_WAKING else WAKE if moved < WORTH_COMPETING
              else COMPETE)
     if sweeps.plan.owner:
@@ -567,7 +571,7 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         writes, counted from the beginning of a cache line. An owner's groups go to whichever thread is free; here, in
         turn.
     """
-    cdef Job job
+    cdef Job job, mapped
     cdef Plan plan
     cdef Share share
     cdef Py_ssize_t band = 0, piece, c0, c1, start, t
@@ -575,8 +579,8 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
     decompose(&job)
     plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, L3 if l3 is None else l3)
-    if not reduces:
-        job = for_map(&job, &plan, False)
+    if not reduces and cut_for_map(&job, &plan, False, &mapped):
+        job = mapped
     lay_out_partial(&job, &plan)
     tasks = []
     if plan.owner:
