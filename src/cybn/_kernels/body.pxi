@@ -256,7 +256,7 @@ cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_s
 
 cdef inline void deliver(const Operand *op, const Panel *panel, const real *stage, bint stream,
                          const real *next, const real *other) noexcept nogil:
-    """A panel from the stage to where its elements lie; if it is streamed, such panels at `next` and `other` are read."""
+    """A panel from the stage to where its elements lie. Streamed, it brings such panels at `next` and `other`."""
     cdef real *to = (<real *> op.data) + panel.flat
     cdef Py_ssize_t r
     if stream and panel.pitch == panel.cols:
