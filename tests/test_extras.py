@@ -293,6 +293,18 @@ def test_bits_do_not_depend_on_threads_in_any_plan(extra, geometry, dtype):
         assert every_result(p, chosen, True, threads=threads) == want
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("extra", ["mask", "sample_weight"])
+def test_shares_of_rows_of_one_block_do_not_show(extra, training):
+    # Maps are cut into more pieces than there are blocks.
+    counted = np.random.default_rng(5).random(250) < 0.8
+    p = problem((250, 600), 1)
+    chosen = {extra: counted if extra == "mask" else counted.astype(np.float32), "masked_output": "zero"}
+    want = every_result(p, chosen, training, threads=1)
+    for threads in (2, 7):
+        assert every_result(p, chosen, training, threads=threads) == want
+
+
 @dtypes
 @every_geometry
 @pytest.mark.parametrize("masked", [False, True])

@@ -255,6 +255,7 @@ cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mappe
     if job.blocks_inner > 1 and (plan.owner or cuts >= LEAST_CUTS * plan.threads):
         # Runs as they lie, if that leaves places enough to cut shares at.
         mapped[0] = job[0]
+        mapped.block_weights = NULL     # (of the job's own blocks)
         mapped.block_inner = job.inner
         mapped.blocks_inner = 1
         mapped.blocks = blocks
@@ -265,6 +266,7 @@ cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mappe
         # Shares of whole rows, if a share of the channels would be less than a tile. (Not if that loses the order of
         # the second sweep, backwards.)
         mapped[0] = job[0]
+        mapped.block_weights = NULL
         mapped.block_outer = ceil_div(ceil_div(job.outer, job.period), plan.threads) * job.period
         mapped.blocks = ceil_div(job.outer, mapped.block_outer)
         mapped.slices = mapped.blocks

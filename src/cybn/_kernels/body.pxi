@@ -125,7 +125,7 @@ cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noex
     block.i0 = bi * job.block_inner
     block.i1 = min(block.i0 + job.block_inner, job.inner)
     block.count = (block.o1 - block.o0) * (block.i1 - block.i0)
-    block.weight = <double> block.count if job.weights == NULL else job.block_weights[index]
+    block.weight = <double> block.count if job.block_weights == NULL else job.block_weights[index]
     block.full = (block.o1 - block.o0) // job.period
     block.rest = (block.o1 - block.o0) - block.full * job.period
 

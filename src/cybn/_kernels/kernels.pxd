@@ -52,7 +52,7 @@ cdef struct Job:
     bint masked                 # weights are 0 and 1, and backward leaves out what has 0
     bint positive               # none is 0
     bint zeroed                 # y is 0 where they are
-    double *block_weights       # their sums
+    double *block_weights       # their sums; NULL: of no use, elements are counted
     Operand output              # y: tells which gradients pass the activation; else x tells
     Operand gated               # where backward leaves the gradients that have passed it
 
