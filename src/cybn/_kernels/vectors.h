@@ -77,7 +77,7 @@ CYBN_LOOK(double, long long, DBL_MAX)
 /* The sum of powers of weights, 0 (of those that are not 0), 1 or 2, in double: eight sums side by side, element i in
    sum i % 8, the last ones in the first. A loop for each power. */
 #if defined(__SSE2__)
-#define CYBN_PAIR_float(p) _mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd((const double *)(const void *)(p))))
+#define CYBN_PAIR_float(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 #define CYBN_PAIR_double(p) _mm_loadu_pd(p)
 #define CYBN_SUM_PAIRS(real)                                                                                          \
     for (; i + 8 <= n; i += 8)                                                                                        \
