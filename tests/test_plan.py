@@ -88,3 +88,13 @@ def test_maps_take_runs_as_they_lie_in_memory():
     assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == [(0, 128 * 3136), (1, 128 * 3136)]
     # Unless there are too few for equal shares.
     assert _schedule.plan_of(1, 3, 10**6, 2, reduces=False)["slices"] > 100
+
+
+def test_maps_of_narrow_rows_are_shared_in_whole_rows():
+    """Half of the channels of each row would be half a page at a time."""
+    assert _schedule.plan_of(256, 1024, 1, 2)["slices"] == 1
+    plan = _schedule.plan_of(256, 1024, 1, 2, reduces=False)
+    assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == [(0, 128 * 1024), (1, 128 * 1024)]
+    assert plan["slices"] == 2
+    # Wide ones are cut between channels.
+    assert _schedule.plan_of(64, 8192, 1, 2, reduces=False)["slices"] == 1

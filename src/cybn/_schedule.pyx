@@ -250,28 +250,29 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
 
 cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mapped) noexcept nogil:
     """The job of a map, whose blocks make no bits: it may take memory in longer pieces. False: as it is."""
-    cdef Py_ssize_t blocks = ceil_div(job.outer, job.block_outer)
-    cdef Py_ssize_t cuts = blocks * ceil_div(min(plan.band, job.channels), plan.step)
-    if job.blocks_inner > 1 and (plan.owner or cuts >= LEAST_CUTS * plan.threads):
+    cdef Py_ssize_t outer = job.block_outer, inner = job.block_inner, most = job.slices
+    cdef Py_ssize_t blocks = ceil_div(job.outer, outer)
+    if job.blocks_inner > 1:
         # Runs as they lie, if that leaves places enough to cut shares at.
-        mapped[0] = job[0]
-        mapped.block_weights = NULL     # (of the job's own blocks)
-        mapped.block_inner = job.inner
-        mapped.blocks_inner = 1
-        mapped.blocks = blocks
-        mapped.slices = min(job.slices, blocks)
-        return True
-    if (job.rows and plan.threads > 1 and not plan.owner and job.channels * job.inner < plan.threads * COLUMNS
+        if not plan.owner and blocks * ceil_div(min(plan.band, job.channels), plan.step) < LEAST_CUTS * plan.threads:
+            return False
+        inner = job.inner
+    elif (job.rows and plan.threads > 1 and not plan.owner and job.channels * job.inner < plan.threads * COLUMNS
             and (not revisit or job.blocks < 2 * plan.threads)):
         # Shares of whole rows, if a share of the channels would be less than a tile. (Not if that loses the order of
         # the second sweep, backwards.)
-        mapped[0] = job[0]
-        mapped.block_weights = NULL
-        mapped.block_outer = ceil_div(ceil_div(job.outer, job.period), plan.threads) * job.period
-        mapped.blocks = ceil_div(job.outer, mapped.block_outer)
-        mapped.slices = mapped.blocks
-        return True
-    return False
+        outer = ceil_div(ceil_div(job.outer, job.period), plan.threads) * job.period
+        blocks = most = ceil_div(job.outer, outer)
+    else:
+        return False
+    mapped[0] = job[0]
+    mapped.block_weights = NULL     # (of the job's own blocks)
+    mapped.block_outer = outer
+    mapped.block_inner = inner
+    mapped.blocks_inner = 1         # (rows have never more)
+    mapped.blocks = blocks
+    mapped.slices = min(most, blocks)
+    return True
 
 
 cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:

@@ -130,8 +130,11 @@ cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noex
     block.rest = (block.o1 - block.o0) - block.full * job.period
 
 
-cdef inline Py_ssize_t first_element(const Job *job, const Block *block, Py_ssize_t c) noexcept nogil:
-    return (block.o0 * job.channels + c) * job.inner + block.i0
+cdef inline Py_ssize_t first_element(const Job *job, Py_ssize_t index, Py_ssize_t c) noexcept nogil:
+    """Of channel c in block `index`."""
+    cdef Py_ssize_t bo = index // job.blocks_inner
+    cdef Py_ssize_t bi = index - bo * job.blocks_inner
+    return (bo * job.block_outer * job.channels + c) * job.inner + bi * job.block_inner
 
 
 cdef inline void first_panel(const Block *block, Py_ssize_t c0, bint rows, Py_ssize_t least, Py_ssize_t budget,
@@ -906,7 +909,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef real shift[COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
-    cdef Block block, following
+    cdef Block block
     cdef Panel panel, walk
     cdef const real *x
     cdef const real *dy
@@ -968,8 +971,6 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         partial[job.pitch + j] = 0
     for index in range(slice_start(job, piece), last + 1):
         open_block(job, index, &block)
-        if index < last:
-            open_block(job, index + 1, &following)
         if features is short and not backward:
             if block.weight == 0:
                 continue    # nothing in it counts
@@ -1023,7 +1024,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
-            ahead = (walk.flat if more else first_element(job, &following, c0) if index < last else then) - panel.flat
+            ahead = (walk.flat if more else first_element(job, index + 1, c0) if index < last else then) - panel.flat
             if job.rows:
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
                             negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum)
@@ -1214,15 +1215,13 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
                        bint backward, real *kind) noexcept nogil:
     cdef bint plain = not gates(job) if backward else job.weights == NULL
     cdef Py_ssize_t first = c0, stop, then
-    cdef Block block
     while c0 < c1:
         stop = min(c0 + job.tile, c1)
         # The next channels, or the first ones of the next slice.
         if stop < c1:
-            open_block(job, slice_start(job, piece), &block)
+            then = first_element(job, slice_start(job, piece), stop)
         else:
-            open_block(job, min(slice_start(job, piece + 1), job.blocks - 1), &block)
-        then = first_element(job, &block, stop if stop < c1 else first)
+            then = first_element(job, min(slice_start(job, piece + 1), job.blocks - 1), first)
         if backward and plain:
             reduce_tile(job, c0, stop, piece, then, True, kind, <char *> NULL)
         elif backward:
