@@ -118,11 +118,12 @@ BELOW = {
     "reference": set(),
     "_ops": {"_arrays", "_coefficients", "_kernels", "_kernels.kernels", "_schedule", "_threads", "reference"},
     "_coefficients": {"_arrays", "_kernels.kernels", "_schedule"},
-    "_schedule": {"_environment", "_kernels.kernels", "_threads"},
+    "_schedule": {"_caches", "_environment", "_kernels.kernels", "_threads"},
     "_arrays": {"_kernels.kernels", "_memory"},
     "_memory": {"_environment"},
     "_threads": {"_cgroup", "_environment"},
     "_cgroup": set(),
+    "_caches": set(),
     "_version": set(),
     "_environment": set(),
 }

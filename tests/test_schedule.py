@@ -132,18 +132,23 @@ def test_the_stream_size_is_read_from_the_environment():
 
 
 def test_what_does_not_fit_the_last_cache_is_streamed():
-    caches = _schedule.set_cache_sizes(512 * 1024, 32 * 2**20)
+    caches = _schedule.set_caches(512 * 1024, 32 * 2**20)
     before = _schedule.set_stream_min_bytes(-1)
     try:
-        assert not _schedule.streams(12 * 2**20 - 4, 2)
-        assert _schedule.streams(12 * 2**20, 2)
-        assert _schedule.streams(8 * 2**20, 3)
+        assert not _schedule.streams(12 * 2**20 - 4, 2, 1)
+        assert _schedule.streams(12 * 2**20, 2, 1)
+        assert _schedule.streams(8 * 2**20, 3, 1)
+        # Two such caches, eight processors each: the ninth thread has the second one, the seventeenth none of its own.
+        _schedule.set_caches(512 * 1024, 32 * 2**20, count=2, sharers=8)
+        assert _schedule.streams(12 * 2**20, 2, 8)
+        assert not _schedule.streams(24 * 2**20 - 4, 2, 9)
+        assert _schedule.streams(24 * 2**20, 2, 17)
         _schedule.set_stream_min_bytes(2**20)
-        assert _schedule.streams(2**20, 1)
-        assert not _schedule.streams(2**20 - 4, 100)
+        assert _schedule.streams(2**20, 1, 1)
+        assert not _schedule.streams(2**20 - 4, 100, 1)
     finally:
         _schedule.set_stream_min_bytes(before)
-        _schedule.set_cache_sizes(*caches)
+        _schedule.set_caches(*caches)
 
 
 @every_geometry
@@ -153,11 +158,11 @@ def test_caches_do_not_show(name, training, geometry):
     shape, axis, order = geometry
     p = problem(shape, axis, np.float32, order)
     want = bits(outcome(name, p, training, num_threads=1))
-    before = _schedule.set_cache_sizes(1, 1)
+    before = _schedule.set_caches(1, 1)
     try:
         for caches in ((1, 1), (100_000, 1), (1_000_000, 1), (64_000_000, 64_000_000)):
-            _schedule.set_cache_sizes(*caches)
+            _schedule.set_caches(*caches)
             for threads in (1, 2, 3):
                 assert bits(outcome(name, p, training, num_threads=threads)) == want
     finally:
-        _schedule.set_cache_sizes(*before)
+        _schedule.set_caches(*before)

@@ -6,6 +6,7 @@ statistics into the coefficients of the second sweep.
 from libc.math cimport fabs
 from libc.string cimport memcpy, memset
 
+from cybn import _caches
 from cybn._environment import number
 
 from cybn._kernels.kernels cimport (
@@ -48,33 +49,23 @@ cdef enum:
 
 cdef double WIDE = 18446744073709551616.0   # 2**64
 
-cdef extern from *:
-    """
-    #if defined(__linux__)
-    #include <unistd.h>
-    static long cybn_cache(int level) {
-        return sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
-    }
-    #else
-    static long cybn_cache(int level) { return 0; }
-    #endif
-    """
-    long cybn_cache(int level)
-
-# Sizes in bytes; where the system does not tell, those of a small processor of the last ten years.
-cdef Py_ssize_t L2 = cybn_cache(2) if cybn_cache(2) > 0 else 512 * 1024
-cdef Py_ssize_t L3 = cybn_cache(3) if cybn_cache(3) > 0 else 4 * 1024 * 1024
-
+# Sizes in bytes.
+caches = _caches.read()
+cdef Py_ssize_t L2 = caches.l2
+cdef Py_ssize_t L3 = caches.l3
+cdef Py_ssize_t L3_COUNT = caches.count
+cdef Py_ssize_t L3_SHARERS = caches.sharers
+del caches
 
 # Size from which results are written past the caches. -1: where the last cache does not hold all arrays of the call.
 cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", -1)
 
 
-def set_cache_sizes(Py_ssize_t l2, Py_ssize_t l3):
-    """Change the sizes of the caches that are planned for (for tests and measurements). Return those before."""
-    global L2, L3
-    before = L2, L3
-    L2, L3 = l2, l3
+def set_caches(Py_ssize_t l2, Py_ssize_t l3, Py_ssize_t count=1, Py_ssize_t sharers=_caches.Caches().sharers):
+    """Change the caches that are planned for (for tests and measurements). Return those before."""
+    global L2, L3, L3_COUNT, L3_SHARERS
+    before = L2, L3, L3_COUNT, L3_SHARERS
+    L2, L3, L3_COUNT, L3_SHARERS = l2, l3, count, sharers
     return before
 
 
@@ -86,19 +77,24 @@ def set_stream_min_bytes(Py_ssize_t n):
     return before
 
 
-cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays) noexcept nogil:
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t last_caches(int threads) noexcept nogil:
+    """Bytes of the last caches that so many threads have, if they take one after the other."""
+    return L3 * min(ceil_div(threads, L3_SHARERS), L3_COUNT)
+
+
+cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, int threads) noexcept nogil:
     """Whether a result of so many bytes, one of so many arrays, is written past the caches.
 
     Where it fits who reads it next is likely to find it there. Three quarters: the cache has other users.
     """
-    return result >= STREAM if STREAM >= 0 else arrays * result >= L3 // 4 * 3
+    return result >= STREAM if STREAM >= 0 else arrays * result >= last_caches(threads) // 4 * 3
 
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
-
-cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return (a + b - 1) // b
-
 
 cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     while b:
@@ -402,7 +398,8 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
                 + (job.out.data != NULL) + (job.gated.data != NULL))
     # Not in place: there the lines have been read anyway.
-    job.stream = (apply != NULL and streams(result, operands) and job.out.direct and job.out.data != job.x.data
+    threads = usable_threads(threads) if operands * result >= SERIAL else 1
+    job.stream = (apply != NULL and streams(result, operands, threads) and job.out.direct and job.out.data != job.x.data
                   and job.out.data != job.dy.data and job.out.data != job.residual.data
                   and job.out.data != job.output.data)
     if job.stream:
@@ -411,8 +408,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
     moved = operands * result
-    threads = usable_threads(threads) if moved >= SERIAL else 1
-    sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, L3)
+    sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, last_caches(threads))
     lay_out_partial(job, &sweeps.plan)
     sweeps.job = job
     sweeps.v = v
@@ -581,7 +577,8 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     memset(&job, 0, sizeof(Job))
     job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
     decompose(&job)
-    plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, L3 if l3 is None else l3)
+    plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2,
+                     last_caches(threads) if l3 is None else l3)
     if not reduces and cut_for_map(&job, &plan, False, &mapped):
         job = mapped
     lay_out_partial(&job, &plan)
