@@ -86,8 +86,12 @@ def test_maps_take_runs_as_they_lie_in_memory():
     assert _schedule.plan_of(*runs, 2)["slices"] == 2
     plan = _schedule.plan_of(*runs, 2, reduces=False)
     assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == [(0, 128 * 3136), (1, 128 * 3136)]
-    # Unless there are too few for equal shares.
-    assert _schedule.plan_of(1, 3, 10**6, 2, reduces=False)["slices"] > 100
+    # In pieces where there are too few for equal shares, and no more of them than that takes.
+    plan = _schedule.plan_of(1, 3, 10**6, 2, reduces=False)
+    assert plan["slices"] == 11
+    shares = [sum(elements for thread, elements, *_ in plan["tasks"] if thread == t) for t in range(2)]
+    assert sum(shares) == 3 * 10**6
+    assert max(shares) < 1.1 * min(shares)
 
 
 def test_maps_of_narrow_rows_are_shared_in_whole_rows():

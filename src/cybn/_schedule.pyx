@@ -57,7 +57,7 @@ cdef Py_ssize_t L3_COUNT = caches.count
 cdef Py_ssize_t L3_SHARERS = caches.sharers
 del caches
 
-# Size from which results are written past the caches. -1: where the last cache does not hold all arrays of the call.
+# Size from which results are written past the caches. -1: see `streams`.
 cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", -1)
 
 
@@ -86,12 +86,15 @@ cdef inline Py_ssize_t last_caches(int threads) noexcept nogil:
     return L3 * min(ceil_div(threads, L3_SHARERS), L3_COUNT)
 
 
-cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, int threads) noexcept nogil:
+cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, bint revisit, int threads) noexcept nogil:
     """Whether a result of so many bytes, one of so many arrays, is written past the caches.
 
-    Where it fits who reads it next is likely to find it there. Three quarters: the cache has other users.
+    Arrays that are read twice are still there the second time, unless a result in the cache drives them out. (Three
+    quarters: the cache has other users.) Else one that fits is best left there, where who reads it next finds it.
     """
-    return result >= STREAM if STREAM >= 0 else arrays * result >= last_caches(threads) // 4 * 3
+    if STREAM >= 0:
+        return result >= STREAM
+    return arrays * result >= last_caches(threads) // 4 * 3 if revisit else result >= last_caches(threads)
 
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
@@ -246,13 +249,14 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
 
 cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mapped) noexcept nogil:
     """The job of a map, whose blocks make no bits: it may take memory in longer pieces. False: as it is."""
-    cdef Py_ssize_t outer = job.block_outer, inner = job.block_inner, most = job.slices
-    cdef Py_ssize_t blocks = ceil_div(job.outer, outer)
+    cdef Py_ssize_t outer = job.block_outer, inner = job.inner, most = job.slices
+    cdef Py_ssize_t blocks = ceil_div(job.outer, outer), pieces = 1
     if job.blocks_inner > 1:
-        # Runs as they lie, if that leaves places enough to cut shares at.
-        if not plan.owner and blocks * ceil_div(min(plan.band, job.channels), plan.step) < LEAST_CUTS * plan.threads:
-            return False
-        inner = job.inner
+        # Runs as they lie, or in as few pieces as leave places enough to cut shares at.
+        if not plan.owner:
+            pieces = ceil_div(LEAST_CUTS * plan.threads, blocks * ceil_div(min(plan.band, job.channels), plan.step))
+        inner = ceil_div(job.inner, min(pieces, job.blocks_inner))
+        inner = ceil_div(inner, LANES) * LANES
     elif (job.rows and plan.threads > 1 and not plan.owner and job.channels * job.inner < plan.threads * COLUMNS
             and (not revisit or job.blocks < 2 * plan.threads)):
         # Shares of whole rows, if a share of the channels would be less than a tile. (Not if that loses the order of
@@ -265,9 +269,9 @@ cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mappe
     mapped.block_weights = NULL     # (of the job's own blocks)
     mapped.block_outer = outer
     mapped.block_inner = inner
-    mapped.blocks_inner = 1         # (rows have never more)
-    mapped.blocks = blocks
-    mapped.slices = min(most, blocks)
+    mapped.blocks_inner = ceil_div(job.inner, inner)
+    mapped.blocks = blocks * mapped.blocks_inner
+    mapped.slices = min(most, mapped.blocks)
     return True
 
 
@@ -399,9 +403,9 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
                 + (job.out.data != NULL) + (job.gated.data != NULL))
     # Not in place: there the lines have been read anyway.
     threads = usable_threads(threads) if operands * result >= SERIAL else 1
-    job.stream = (apply != NULL and streams(result, operands, threads) and job.out.direct and job.out.data != job.x.data
-                  and job.out.data != job.dy.data and job.out.data != job.residual.data
-                  and job.out.data != job.output.data)
+    job.stream = (apply != NULL and streams(result, operands, reduce != NULL, threads) and job.out.direct
+                  and job.out.data != job.x.data and job.out.data != job.dy.data
+                  and job.out.data != job.residual.data and job.out.data != job.output.data)
     if job.stream:
         operands -= (job.out.data != NULL) + (job.gated.data != NULL)
     if reduce != NULL:
