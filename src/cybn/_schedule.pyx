@@ -86,15 +86,20 @@ cdef inline Py_ssize_t last_caches(int threads) noexcept nogil:
     return L3 * min(ceil_div(threads, L3_SHARERS), L3_COUNT)
 
 
+cdef inline bint overfills(Py_ssize_t size, int threads) noexcept nogil:
+    """Whether arrays of so many bytes do not all stay there. (Three quarters: the caches have other users.)"""
+    return size >= last_caches(threads) // 4 * 3
+
+
 cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, bint revisit, int threads) noexcept nogil:
     """Whether a result of so many bytes, one of so many arrays, is written past the caches.
 
-    Arrays that are read twice are still there the second time, unless a result in the cache drives them out. (Three
-    quarters: the cache has other users.) Else one that fits is best left there, where who reads it next finds it.
+    Arrays that are read twice are still there the second time, unless a result in the cache drives them out. Else one
+    that fits is best left there, where who reads it next finds it.
     """
     if STREAM >= 0:
         return result >= STREAM
-    return arrays * result >= last_caches(threads) // 4 * 3 if revisit else result >= last_caches(threads)
+    return overfills(arrays * result, threads) if revisit else result >= last_caches(threads)
 
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
@@ -401,8 +406,9 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     cdef int worth
     operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
                 + (job.out.data != NULL) + (job.gated.data != NULL))
-    # Not in place: there the lines have been read anyway.
     threads = usable_threads(threads) if operands * result >= SERIAL else 1
+    job.distant = overfills(operands * result, threads)
+    # Not in place: there the lines have been read anyway.
     job.stream = (apply != NULL and streams(result, operands, reduce != NULL, threads) and job.out.direct
                   and job.out.data != job.x.data and job.out.data != job.dy.data
                   and job.out.data != job.residual.data and job.out.data != job.output.data)

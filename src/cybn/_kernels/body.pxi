@@ -82,7 +82,8 @@ cdef extern from "<float.h>":
 cdef enum:
     STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
     GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
-    AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
+    AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel,
+    FAR_AHEAD = 1024    # or so many where they are taken one by one
     MAP_ROWS = 4        # rows that a map takes at a time where they do not follow each other, and the columns it takes
     MAP_COLUMNS = 64    # of each in turn: rows are read as so many streams, each from a page of its own
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
@@ -309,21 +310,32 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
                              const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap,
                              const real *center, const real *scale, const real *offset, real negative_slope,
                              real *gated, Py_ssize_t gated_pitch, double *x_sums, real *dy_sums, real *dots,
-                             int kind) noexcept nogil:
-    """Rows of `cols` columns. Weights, in the place of dy or y, repeat every `wrap` columns."""
+                             int kind, bint one_by_one) noexcept nogil:
+    """Rows of `cols` columns. Weights, in the place of dy or y, repeat every `wrap` columns.
+
+    Several rows at a time spare loads and stores of the sums. `one_by_one`, if they follow each other: they come from
+    memory, which is faster in its own order than the sums are either way.
+    """
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows.
     cdef bint linear = x_pitch == cols
     cdef Py_ssize_t ahead = rows * cols if linear else AHEAD
     cdef Py_ssize_t line = LANES if linear else x_pitch
     cdef Py_ssize_t step = rows * LANES if linear else LANES
-    cdef Py_ssize_t r, j
+    cdef Py_ssize_t r, j, together = rows
     cdef real d, w, g
-    if real is float:
-        cybn_sum_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
-                       center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
-    else:
-        cybn_sum_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line,
-                        center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
+    if one_by_one and linear:
+        together = 1
+        step = LANES
+        ahead = FAR_AHEAD
+    for r in range(rows // together):
+        if real is float:
+            cybn_sum_float(kind, cols, step, wrap, x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch,
+                           y + r * y_pitch, y_pitch, together, 0, ahead, line, center, scale, offset, negative_slope,
+                           gated + r * gated_pitch, gated_pitch, x_sums, dy_sums, dots)
+        else:
+            cybn_sum_double(kind, cols, step, wrap, x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch,
+                            y + r * y_pitch, y_pitch, together, 0, ahead, line, center, scale, offset, negative_slope,
+                            gated + r * gated_pitch, gated_pitch, x_sums, dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
@@ -1027,7 +1039,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             ahead = (walk.flat if more else first_element(job, index + 1, c0) if index < last else then) - panel.flat
             if job.rows:
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
-                            negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum)
+                            negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum,
+                            backward and job.distant)
             else:
                 # Fetched ahead: the run after the next one, at last of the next panel.
                 ahead -= max(panel.rows - 2, 0) * panel.pitch

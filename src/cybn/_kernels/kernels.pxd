@@ -57,6 +57,7 @@ cdef struct Job:
     Operand gated               # where backward leaves the gradients that have passed it
 
     bint stream                 # whether results go past the caches
+    bint distant                # whether the arrays come from memory, not from the last cache
     bint owned                  # whether the next channels come next, from their statistics on
 
     Py_ssize_t outer
