@@ -4,7 +4,7 @@ import pytest
 from support import python, raises
 
 import cybn
-from cybn import _kernels, _memory, _ops, _threads
+from cybn import _caches, _kernels, _memory, _ops, _threads
 
 
 def test_dicts():
@@ -18,6 +18,9 @@ def test_dicts():
         "threads": cybn.get_num_threads(),
         "processors": _threads.processors(),
         "cpu quota": _threads.cpu_quota,
+        "second cache bytes": _caches.read().l2,
+        "last cache bytes": _caches.read().l3,
+        "last caches": _caches.read().count,
         "helpers": _threads.helpers(),
         "cached bytes": _memory.cached_bytes(),
     }
@@ -44,7 +47,7 @@ def test_a_build_without_openmp_says_so(capsys, monkeypatch):
     monkeypatch.setattr(_threads, "openmp_version", 0)
     assert cybn.show_config("dicts")["openmp"] is None
     cybn.show_config()
-    assert "openmp             none" in capsys.readouterr().out
+    assert "openmp              none" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["json", "", None, "STDOUT"])

@@ -112,7 +112,7 @@ checkout = pytest.mark.skipif(not SOURCE.is_dir(), reason="the sources are not a
 # Who may import whom: arrows point down only.
 BELOW = {
     "__init__": {"_config", "_memory", "_threads", "_version", "functional", "layers", "reference"},
-    "_config": {"_kernels", "_memory", "_ops", "_threads", "_version"},
+    "_config": {"_kernels", "_memory", "_ops", "_schedule", "_threads", "_version"},
     "layers": {"_ops"},
     "functional": {"_ops"},
     "reference": set(),

@@ -1,6 +1,6 @@
 """What this cybn is: version, compiler, kernels, threads."""
 
-from cybn import _kernels, _memory, _ops, _threads
+from cybn import _kernels, _memory, _ops, _schedule, _threads
 from cybn._version import __version__
 
 
@@ -18,8 +18,9 @@ def show_config(mode="stdout"):
         With "dicts": ``version``, ``compiler``, ``kernels`` (the build in use), ``kernels available``, ``openmp`` (the
         specification's date; None: built without), ``threads`` (what a call in this thread may use), ``processors``
         (that this thread may run on), ``cpu quota`` (processors that the control groups pay for, read when cybn was
-        imported; None: no quota), ``helpers`` (threads that cybn has started) and ``cached bytes`` (memory of dead
-        results that is kept for new ones, see `cybn.empty_cache`).
+        imported; None: no quota), ``second cache bytes`` (of a processor), ``last cache bytes`` and ``last caches`` (the
+        size of one, and how many these processors have: what calls are planned for), ``helpers`` (threads that cybn has
+        started) and ``cached bytes`` (memory of dead results that is kept for new ones, see `cybn.empty_cache`).
 
     Raises
     ------
@@ -37,6 +38,9 @@ def show_config(mode="stdout"):
         "threads": _threads.get_num_threads(),
         "processors": _threads.processors(),
         "cpu quota": _threads.cpu_quota,
+        "second cache bytes": _schedule.caches.l2,
+        "last cache bytes": _schedule.caches.l3,
+        "last caches": _schedule.caches.count,
         "helpers": _threads.helpers(),
         "cached bytes": _memory.cached_bytes(),
     }

@@ -1,5 +1,9 @@
 from typing import Any
 
+from cybn._caches import Caches
+
+caches: Caches
+
 def set_stream_min_bytes(n: int) -> int: ...
 def streams(result: int, arrays: int, revisit: bool, threads: int) -> bool: ...
 def set_caches(l2: int, l3: int, count: int = 1, sharers: int = ...) -> tuple[int, int, int, int]: ...

@@ -49,13 +49,13 @@ cdef enum:
 
 cdef double WIDE = 18446744073709551616.0   # 2**64
 
-# Sizes in bytes.
 caches = _caches.read()
+"""What calls are planned for: the caches of the processors that this process could run on at import."""
+
 cdef Py_ssize_t L2 = caches.l2
 cdef Py_ssize_t L3 = caches.l3
 cdef Py_ssize_t L3_COUNT = caches.count
 cdef Py_ssize_t L3_SHARERS = caches.sharers
-del caches
 
 # Size from which results are written past the caches. -1: see `streams`.
 cdef Py_ssize_t STREAM = number("CYBN_STREAM_MIN_BYTES", -1)
