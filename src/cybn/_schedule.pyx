@@ -413,7 +413,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
                   and job.out.data != job.x.data and job.out.data != job.dy.data
                   and job.out.data != job.residual.data and job.out.data != job.output.data)
     if job.stream:
-        operands -= (job.out.data != NULL) + (job.gated.data != NULL)
+        operands -= 1       # (out alone: gradients that have passed a gate are read again)
     if reduce != NULL:
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)

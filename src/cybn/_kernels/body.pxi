@@ -939,7 +939,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     # The usual gates, an activation or a mask, are passed on the way.
     cdef bint keeps = gated and job.gated.data != NULL
     # What has passed goes through dy's stage where it cannot be written in place.
-    cdef bint staged = keeps and (job.stream or not job.gated.direct)
+    cdef bint staged = keeps and not job.gated.direct
     # Not if dy is in that stage: the tail of a run is read once more, and must not have passed already.
     cdef bint direct = job.output.data != NULL and (job.dy.direct or not staged)
     cdef bint active = gated and only_activated(job, c0, tile) and (direct or not keeps)
@@ -1033,7 +1033,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         x = x_stage
                         x_pitch = panel.cols
                     if keeps:
-                        deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
+                        deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
             ahead = (walk.flat if more else first_element(job, index + 1, c0) if index < last else then) - panel.flat
@@ -1052,7 +1052,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                                dots + j, kind_of_sum)
             if features is short:
                 if staged and by_output:
-                    deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
+                    deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
                 if not folded:
@@ -1071,8 +1071,6 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             panel = walk
         close_block(job, &block, c0, piece, before, &columns, sums, products, shift, backward, kind)
         before += block.weight
-    if keeps and job.stream:
-        cybn_stream_end()
 
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
