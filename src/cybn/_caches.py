@@ -22,18 +22,18 @@ class Caches(NamedTuple):
 
 
 def read(folder=CPU, processors=None):
-    """The caches of these processors: None, of those that this process may run on."""
+    """The caches of these processors (a set; None: those that this process may run on)."""
     if processors is None:
-        processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+        processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
     found = {}
-    for index in glob(f"{folder}/cpu{min(processors, default=0)}/cache/index*"):
+    for index in glob(f"{folder}/cpu{min(processors)}/cache/index*"):
         if _read(index, "type") in ("Data", "Unified"):
             found[_read(index, "level")] = os.path.basename(index), _bytes(_read(index, "size"))
     caches = Caches()
     if "2" in found:
         caches = caches._replace(l2=found["2"][1] or caches.l2)
     if "3" in found and found["3"][1]:
-        groups = list(_groups(folder, found["3"][0], set(processors)))
+        groups = list(_groups(folder, found["3"][0], processors))
         caches = caches._replace(l3=found["3"][1], count=len(groups), sharers=max(len(group) for group in groups))
     return caches
 
