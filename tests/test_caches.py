@@ -9,7 +9,7 @@ from cybn._caches import Caches
 def add(folder, processor, index, level, kind, size, shared):
     cache = folder / f"cpu{processor}" / "cache" / f"index{index}"
     cache.mkdir(parents=True)
-    files = {"level": level, "type": kind, "size": size, "shared_cpu_list": shared}
+    files = {"level": level, "type": kind, "size": size, "shared_cpu_map": shared}
     for name, text in files.items():
         (cache / name).write_text(f"{text}\n")
 
@@ -18,10 +18,11 @@ def add(folder, processor, index, level, kind, size, shared):
 def tree(tmp_path):
     """Sixteen processors, two threads to a core, two last caches: 0 and 8 are one core."""
     for p in range(16):
-        group = "0-3,8-11" if p % 8 < 4 else "4-7,12-15"
-        add(tmp_path, p, 0, 1, "Data", "32K", f"{p % 8},{p % 8 + 8}")
-        add(tmp_path, p, 1, 1, "Instruction", "64K", f"{p % 8},{p % 8 + 8}")
-        add(tmp_path, p, 2, 2, "Unified", "1024K", f"{p % 8},{p % 8 + 8}")
+        group = "00000000,00000f0f" if p % 8 < 4 else "00000000,0000f0f0"
+        core = f"{1 << p % 8 | 1 << p % 8 + 8:08x}"
+        add(tmp_path, p, 0, 1, "Data", "32K", core)
+        add(tmp_path, p, 1, 1, "Instruction", "64K", core)
+        add(tmp_path, p, 2, 2, "Unified", "1024K", core)
         add(tmp_path, p, 3, 3, "Unified", "32M", group)
     return tmp_path
 
@@ -45,20 +46,20 @@ def test_where_nothing_is_told_the_caches_are_those_of_a_small_processor(tmp_pat
 
 @pytest.mark.parametrize("size", ["", "big", "-1K", "K"])
 def test_a_size_that_is_none_counts_as_not_told(tmp_path, size):
-    add(tmp_path, 0, 0, 2, "Unified", size, "0")
-    add(tmp_path, 0, 1, 3, "Unified", size, "0")
+    add(tmp_path, 0, 0, 2, "Unified", size, "1")
+    add(tmp_path, 0, 1, 3, "Unified", size, "1")
     assert _caches.read(str(tmp_path), {0}) == Caches()
 
 
-@pytest.mark.parametrize("shared", ["", "all", "0-"])
-def test_a_list_that_is_none_leaves_each_processor_its_own(tmp_path, shared):
+@pytest.mark.parametrize("shared", ["", "all", "0-1"])
+def test_a_mask_that_is_none_leaves_each_processor_its_own(tmp_path, shared):
     for p in range(2):
         add(tmp_path, p, 3, 3, "Unified", "8M", shared)
     assert _caches.read(str(tmp_path), {0, 1}) == Caches(l3=8 * 2**20, count=2, sharers=1)
 
 
 def test_code_is_not_data(tmp_path):
-    add(tmp_path, 0, 0, 2, "Instruction", "2M", "0")
+    add(tmp_path, 0, 0, 2, "Instruction", "2M", "1")
     assert _caches.read(str(tmp_path), {0}) == Caches()
 
 

@@ -33,27 +33,28 @@ def read(folder=CPU, processors=None):
     if "2" in found:
         caches = caches._replace(l2=found["2"][1] or caches.l2)
     if "3" in found and found["3"][1]:
-        groups = list(_groups(folder, found["3"][0], processors))
+        groups = _groups(folder, found["3"][0], processors)
         caches = caches._replace(l3=found["3"][1], count=len(groups), sharers=max(len(group) for group in groups))
     return caches
 
 
 def _groups(folder, index, processors):
     """The sets of processors that share such a cache."""
+    groups = []
     while processors:
         first = min(processors)
-        group = _set(_read(f"{folder}/cpu{first}/cache/{index}", "shared_cpu_list")) & processors | {first}
-        yield group
-        processors = processors - group
+        mask = _mask(_read(f"{folder}/cpu{first}/cache/{index}", "shared_cpu_map"))
+        groups.append({first} | {processor for processor in processors if mask >> processor & 1})
+        processors = processors - groups[-1]
+    return groups
 
 
-def _set(text):
-    """The numbers of a list such as "0-3,8"; none of another text."""
+def _mask(text):
+    """The number of a mask such as "00000001,0000ffff"; 0 of another text."""
     try:
-        ends = [part.split("-") for part in text.split(",")]
-        return {processor for end in ends for processor in range(int(end[0]), int(end[-1]) + 1)}
+        return int(text.replace(",", ""), 16)
     except ValueError:
-        return set()
+        return 0
 
 
 def _bytes(text):

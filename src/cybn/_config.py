@@ -18,9 +18,10 @@ def show_config(mode="stdout"):
         With "dicts": ``version``, ``compiler``, ``kernels`` (the build in use), ``kernels available``, ``openmp`` (the
         specification's date; None: built without), ``threads`` (what a call in this thread may use), ``processors``
         (that this thread may run on), ``cpu quota`` (processors that the control groups pay for, read when cybn was
-        imported; None: no quota), ``second cache bytes`` (of a processor), ``last cache bytes`` and ``last caches`` (the
-        size of one, and how many these processors have: what calls are planned for), ``helpers`` (threads that cybn has
-        started) and ``cached bytes`` (memory of dead results that is kept for new ones, see `cybn.empty_cache`).
+        imported; None: no quota), ``second cache bytes`` (of a processor), ``last cache bytes`` and ``last caches``
+        (the size of one, and how many these processors have: what calls are planned for), ``helpers`` (threads that
+        cybn has started) and ``cached bytes`` (memory of dead results that is kept for new ones, see
+        `cybn.empty_cache`).
 
     Raises
     ------
