@@ -122,8 +122,9 @@ BELOW = {
     "_arrays": {"_kernels.kernels", "_memory"},
     "_memory": {"_environment"},
     "_threads": {"_cgroup", "_environment"},
-    "_cgroup": set(),
-    "_caches": set(),
+    "_cgroup": {"_files"},
+    "_caches": {"_files"},
+    "_files": set(),
     "_version": set(),
     "_environment": set(),
 }

@@ -9,6 +9,8 @@ import os
 from glob import glob
 from typing import NamedTuple
 
+from cybn import _files
+
 CPU = "/sys/devices/system/cpu"
 
 
@@ -27,8 +29,8 @@ def read(folder=CPU, processors=None):
         processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
     found = {}
     for index in glob(f"{folder}/cpu{min(processors)}/cache/index*"):
-        if _read(index, "type") in ("Data", "Unified"):
-            found[_read(index, "level")] = os.path.basename(index), _bytes(_read(index, "size"))
+        if _files.read(index, "type") in ("Data", "Unified"):
+            found[_files.read(index, "level")] = os.path.basename(index), _bytes(_files.read(index, "size"))
     caches = Caches()
     if "2" in found:
         caches = caches._replace(l2=found["2"][1] or caches.l2)
@@ -43,30 +45,23 @@ def _groups(folder, index, processors):
     groups = []
     while processors:
         first = min(processors)
-        mask = _mask(_read(f"{folder}/cpu{first}/cache/{index}", "shared_cpu_map"))
+        mask = _mask(_files.read(f"{folder}/cpu{first}/cache/{index}", "shared_cpu_map"))
         groups.append({first} | {processor for processor in processors if mask >> processor & 1})
         processors = processors - groups[-1]
     return groups
 
 
 def _mask(text):
-    """The number of a mask such as "00000001,0000ffff"; 0 of another text."""
+    """The number of a mask such as "00000001,0000ffff"; 0 of another text, or none."""
     try:
-        return int(text.replace(",", ""), 16)
+        return int((text or "").replace(",", ""), 16)
     except ValueError:
         return 0
 
 
 def _bytes(text):
-    """The number of a size such as "32768K"; 0 of another text."""
+    """The number of a size such as "32768K"; 0 of another text, or none."""
+    text = text or ""
     unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
     digits = text.rstrip("KMG")
     return int(digits) * unit if digits.isdecimal() else 0
-
-
-def _read(folder, name):
-    try:
-        with open(os.path.join(folder, name)) as file:
-            return file.read().strip()
-    except (OSError, ValueError):
-        return ""

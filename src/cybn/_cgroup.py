@@ -8,6 +8,8 @@ would have all of them stopped until the next period, of 100 ms as a rule.
 import os
 import re
 
+from cybn import _files
+
 
 def processors(proc="/proc/self"):
     """Processors that the quota pays for, at least 1; None: there is no quota (or none that can be read)."""
@@ -47,20 +49,12 @@ def _folders(groups, mounts):
 def _share(folder):
     """Processors' worth of time per period, or None."""
     try:
-        if (text := _read(folder, "cpu.max")) is not None:
+        if (text := _files.read(folder, "cpu.max")) is not None:
             quota, period = text.split()
         else:
-            quota, period = _read(folder, "cpu.cfs_quota_us"), _read(folder, "cpu.cfs_period_us")
+            quota, period = _files.read(folder, "cpu.cfs_quota_us"), _files.read(folder, "cpu.cfs_period_us")
         return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
     except (TypeError, ValueError):  # absent; "max"
-        return None
-
-
-def _read(folder, name):
-    try:
-        with open(os.path.join(folder, name)) as file:
-            return file.read().strip()
-    except (OSError, ValueError):
         return None
 
 

@@ -104,6 +104,11 @@ cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, bint revisit, int threa
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
 
+cdef inline Py_ssize_t equal_piece(Py_ssize_t n, Py_ssize_t pieces, Py_ssize_t unit) noexcept nogil:
+    """What each of at most so many pieces of n has, in whole units; the last one may have less."""
+    return ceil_div(ceil_div(n, pieces), unit) * unit
+
+
 cdef Py_ssize_t gcd(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     while b:
         a, b = b, a % b
@@ -130,16 +135,13 @@ cdef void decompose(Job *job) noexcept nogil:
             if job.period > 1:
                 depth = min(depth, max(FEW_ROWS, job.outer // (job.period * BLOCKS)))
         # Equal blocks: the last one would be a thread's whole share.
-        job.block_outer = ceil_div(job.outer, ceil_div(job.outer, depth * job.period))
-        job.block_outer = ceil_div(job.block_outer, job.period) * job.period
+        job.block_outer = equal_piece(job.outer, ceil_div(job.outer, depth * job.period), job.period)
         job.tile = job.channels if job.period > 1 else max(1, COLUMNS // job.inner)
     else:
         job.tile = COLUMNS // LANES
-        job.block_outer = ceil_div(job.outer, ceil_div(job.outer, max(1, PANEL // job.inner)))
+        job.block_outer = equal_piece(job.outer, ceil_div(job.outer, max(1, PANEL // job.inner)), 1)
         if job.inner > PANEL:
-            # Equal pieces, whole lanes.
-            job.block_inner = ceil_div(job.inner, ceil_div(job.inner, PANEL))
-            job.block_inner = ceil_div(job.block_inner, LANES) * LANES
+            job.block_inner = equal_piece(job.inner, ceil_div(job.inner, PANEL), LANES)
     job.blocks_inner = ceil_div(job.inner, job.block_inner)
     job.blocks = ceil_div(job.outer, job.block_outer) * job.blocks_inner
     job.slices = max(1, min(max(PARTIALS // job.channels, LEAST_SLICES), MOST_SLICES, job.blocks))
@@ -260,13 +262,12 @@ cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mappe
         # Runs as they lie, or in as few pieces as leave places enough to cut shares at.
         if not plan.owner:
             pieces = ceil_div(LEAST_CUTS * plan.threads, blocks * ceil_div(min(plan.band, job.channels), plan.step))
-        inner = ceil_div(job.inner, min(pieces, job.blocks_inner))
-        inner = ceil_div(inner, LANES) * LANES
+        inner = equal_piece(job.inner, min(pieces, job.blocks_inner), LANES)
     elif (job.rows and plan.threads > 1 and not plan.owner and job.channels * job.inner < plan.threads * COLUMNS
             and (not revisit or job.blocks < 2 * plan.threads)):
         # Shares of whole rows, if a share of the channels would be less than a tile. (Not if that loses the order of
         # the second sweep, backwards.)
-        outer = ceil_div(ceil_div(job.outer, job.period), plan.threads) * job.period
+        outer = equal_piece(job.outer, plan.threads, job.period)
         blocks = most = ceil_div(job.outer, outer)
     else:
         return False

@@ -318,15 +318,12 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     """
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows.
     cdef bint linear = x_pitch == cols
-    cdef Py_ssize_t ahead = rows * cols if linear else AHEAD
+    cdef Py_ssize_t together = 1 if one_by_one and linear else rows
+    cdef Py_ssize_t ahead = AHEAD if not linear else FAR_AHEAD if one_by_one else rows * cols
     cdef Py_ssize_t line = LANES if linear else x_pitch
-    cdef Py_ssize_t step = rows * LANES if linear else LANES
-    cdef Py_ssize_t r, j, together = rows
+    cdef Py_ssize_t step = together * LANES if linear else LANES
+    cdef Py_ssize_t r, j
     cdef real d, w, g
-    if one_by_one and linear:
-        together = 1
-        step = LANES
-        ahead = FAR_AHEAD
     for r in range(rows // together):
         if real is float:
             cybn_sum_float(kind, cols, step, wrap, x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch,
