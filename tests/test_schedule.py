@@ -169,3 +169,35 @@ def test_caches_do_not_show(name, training, geometry):
                 assert bits(outcome(name, p, training, num_threads=threads)) == want
     finally:
         _schedule.set_caches(*before)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(600, 1, 2100), (350, 1, 4100)])
+def test_the_order_of_memory_does_not_show(shape, weighted):
+    """Sums take runs of several blocks one after the other where they come from memory; a slice has two blocks now and
+    then, also the last of one run and the first of the next. Weights leave whole blocks and slices out."""
+    plan = _schedule.plan_of(*shape, 2)
+    assert plan["slices"] < shape[0] * -(-shape[2] // 2048)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape, dtype=np.float32)
+    dy = rng.standard_normal(shape, dtype=np.float32)
+    weight = None
+    if weighted:
+        weight = rng.random((shape[0], shape[2]), dtype=np.float32)
+        weight[::3] = 0
+        weight[1::3, : shape[2] // 2] = 0
+
+    def results(threads):
+        _, mean, invstd = cybn.batch_norm_forward(x, sample_weight=weight, num_threads=threads)
+        return bits(
+            (mean, invstd, *cybn.batch_norm_backward(dy, x, mean, invstd, sample_weight=weight, num_threads=threads))
+        )
+
+    before = _schedule.set_caches(1 << 20, 1 << 30)
+    try:
+        want = results(1)
+        _schedule.set_caches(1 << 20, 1)
+        for threads in (1, 2, 3):
+            assert results(threads) == want
+    finally:
+        _schedule.set_caches(*before)

@@ -19,6 +19,7 @@ from cybn._kernels.kernels cimport (
     cybn_sum_powers_double,
     cybn_sum_powers_float,
     partial_sums,
+    slice_of,
     slice_start,
     verb,
 )
@@ -300,9 +301,7 @@ cdef Cut cut(const Job *job, const Plan *plan, Py_ssize_t band, Py_ssize_t share
     cdef Py_ssize_t stop = min(band + plan.band, job.channels), n = stop - band
     cdef Py_ssize_t position = job.blocks * n * share // plan.threads
     cdef Py_ssize_t first, size
-    end.piece = position // n * job.slices // job.blocks
-    while end.piece < job.slices and slice_start(job, end.piece + 1) * n <= position:
-        end.piece += 1
+    end.piece = slice_of(job, position // n)
     end.channel = band
     if end.piece < job.slices:
         first = slice_start(job, end.piece)
@@ -341,13 +340,21 @@ cdef inline Py_ssize_t last_channel(const Share *share, Py_ssize_t piece) noexce
 
 cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py_ssize_t share,
                 bint backwards) noexcept nogil:
-    """A thread's share, in the order of memory or against it."""
+    """A thread's share, in the order of memory or, slice by slice, against it."""
     cdef Share s = share_of(job, plan, band, share)
-    cdef Py_ssize_t i, piece
-    for i in range(s.begin.piece, s.end.piece + 1):
-        piece = s.end.piece - (i - s.begin.piece) if backwards else i
+    cdef Py_ssize_t i, stop, piece = s.begin.piece
+    if backwards:
+        for i in range(s.end.piece - s.begin.piece + 1):
+            piece = s.end.piece - i
+            if first_channel(&s, piece) < last_channel(&s, piece):
+                work(job, first_channel(&s, piece), last_channel(&s, piece), piece, piece + 1)
+        return
+    while piece <= s.end.piece:
+        # All slices together of which it has all channels.
+        stop = s.end.piece if first_channel(&s, piece) == s.band and piece < s.end.piece else piece + 1
         if first_channel(&s, piece) < last_channel(&s, piece):
-            work(job, first_channel(&s, piece), last_channel(&s, piece), piece)
+            work(job, first_channel(&s, piece), last_channel(&s, piece), piece, stop)
+        piece = stop
 
 
 cdef struct Sweeps:
@@ -366,12 +373,11 @@ cdef struct Sweeps:
 
 cdef void group(const Sweeps *s, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     cdef Py_ssize_t piece
-    for piece in range(s.job.slices):
-        s.reduce(s.job, c0, c1, piece)
+    s.reduce(s.job, c0, c1, 0, s.job.slices)
     s.finish(s.job, s.v, c0, c1)
     # Backwards: what was read last is still in the cache.
-    for piece in range(s.mapped.slices):
-        s.apply(s.mapped, c0, c1, s.mapped.slices - 1 - piece)
+    for piece in range(s.mapped.slices, 0, -1):
+        s.apply(s.mapped, c0, c1, piece - 1, piece)
 
 
 cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:

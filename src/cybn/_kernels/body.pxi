@@ -28,6 +28,7 @@ from cybn._kernels.kernels cimport (
     cybn_outside,
     map_width,
     partial_sums,
+    slice_of,
     slice_start,
 )
 
@@ -66,13 +67,13 @@ cdef extern from "lanes.h" nogil:
         BY_MASK "CYBN_BY_MASK"
     void cybn_sum_float(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
                         Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y, Py_ssize_t y_pitch,
-                        Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const float *center,
-                        const float *scale, const float *offset, float slope, float *gated, Py_ssize_t gated_pitch,
-                        double *x_sums, float *dy_sums, float *products) noexcept
+                        Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
+                        const float *center, const float *scale, const float *offset, float slope, float *gated,
+                        Py_ssize_t gated_pitch, double *x_sums, float *dy_sums, float *products) noexcept
     void cybn_sum_double(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
                          Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y, Py_ssize_t y_pitch,
-                         Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, const double *center,
-                         const double *scale, const double *offset, double slope, double *gated,
+                         Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
+                         const double *center, const double *scale, const double *offset, double slope, double *gated,
                          Py_ssize_t gated_pitch, double *x_sums, double *dy_sums, double *products) noexcept
 
 cdef extern from "<float.h>":
@@ -82,8 +83,8 @@ cdef extern from "<float.h>":
 cdef enum:
     STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
     GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
-    AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel,
-    FAR_AHEAD = 1024    # or so many where they are taken one by one
+    AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
+    FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
     MAP_ROWS = 4        # rows that a map takes at a time where they do not follow each other, and the columns it takes
     MAP_COLUMNS = 64    # of each in turn: rows are read as so many streams, each from a page of its own
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
@@ -127,8 +128,11 @@ cdef inline void open_block(const Job *job, Py_ssize_t index, Block *block) noex
     block.i1 = min(block.i0 + job.block_inner, job.inner)
     block.count = (block.o1 - block.o0) * (block.i1 - block.i0)
     block.weight = <double> block.count if job.block_weights == NULL else job.block_weights[index]
-    block.full = (block.o1 - block.o0) // job.period
-    block.rest = (block.o1 - block.o0) - block.full * job.period
+    block.full = block.o1 - block.o0
+    block.rest = 0
+    if job.period > 1:
+        block.full //= job.period
+        block.rest = (block.o1 - block.o0) - block.full * job.period
 
 
 cdef inline Py_ssize_t first_element(const Job *job, Py_ssize_t index, Py_ssize_t c) noexcept nogil:
@@ -310,29 +314,25 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
                              const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap,
                              const real *center, const real *scale, const real *offset, real negative_slope,
                              real *gated, Py_ssize_t gated_pitch, double *x_sums, real *dy_sums, real *dots,
-                             int kind, bint one_by_one) noexcept nogil:
-    """Rows of `cols` columns. Weights, in the place of dy or y, repeat every `wrap` columns.
-
-    Several rows at a time spare loads and stores of the sums. `one_by_one`, if they follow each other: they come from
-    memory, which is faster in its own order than the sums are either way.
-    """
-    # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows.
+                             int kind, bint distant) noexcept nogil:
+    """Rows of `cols` columns. Weights, in the place of dy or y, repeat every `wrap` columns."""
+    # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows; and
+    # from memory what follows, or these columns of the next rows.
     cdef bint linear = x_pitch == cols
-    cdef Py_ssize_t together = 1 if one_by_one and linear else rows
-    cdef Py_ssize_t ahead = AHEAD if not linear else FAR_AHEAD if one_by_one else rows * cols
+    cdef Py_ssize_t ahead = rows * cols if linear else AHEAD
     cdef Py_ssize_t line = LANES if linear else x_pitch
-    cdef Py_ssize_t step = together * LANES if linear else LANES
+    cdef Py_ssize_t step = rows * LANES if linear else LANES
+    cdef Py_ssize_t further = 0
     cdef Py_ssize_t r, j
     cdef real d, w, g
-    for r in range(rows // together):
-        if real is float:
-            cybn_sum_float(kind, cols, step, wrap, x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch,
-                           y + r * y_pitch, y_pitch, together, 0, ahead, line, center, scale, offset, negative_slope,
-                           gated + r * gated_pitch, gated_pitch, x_sums, dy_sums, dots)
-        else:
-            cybn_sum_double(kind, cols, step, wrap, x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch,
-                            y + r * y_pitch, y_pitch, together, 0, ahead, line, center, scale, offset, negative_slope,
-                            gated + r * gated_pitch, gated_pitch, x_sums, dy_sums, dots)
+    if distant:
+        further = FURTHER // <Py_ssize_t> sizeof(real) if linear else rows * x_pitch - AHEAD
+    if real is float:
+        cybn_sum_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line, further,
+                       center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
+    else:
+        cybn_sum_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line, further,
+                        center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
@@ -359,15 +359,17 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
 
 cdef inline void reduce_run(const real *x, const real *dy, const real *y, Py_ssize_t inner, Py_ssize_t ahead,
                             const real *center, const real *scale, const real *offset, real negative_slope,
-                            real *gated, double *x_sums, real *dy_sums, real *dots, int kind) noexcept nogil:
+                            real *gated, double *x_sums, real *dy_sums, real *dots, int kind,
+                            bint distant) noexcept nogil:
     """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
+    cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if distant else 0
     if real is float:
-        cybn_sum_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
+        cybn_sum_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES, further,
                        center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
     else:
-        cybn_sum_double(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES,
+        cybn_sum_double(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES, further,
                         center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
 
 
@@ -624,7 +626,7 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
             # The next that counts: there is one.
             while weight_of(job, block.o0 + i // width, block.i0 + i % width, shift) == 0:
                 i = i + 1 if i + 1 < block.count else 0
-        o = i // width
+        o = i // width if i >= width else 0
         flat[e] = ((block.o0 + o) * job.channels + c0) * job.inner + block.i0 + (i - o * width)
     if job.x.direct:
         # The same without `element`, so that the compiler sees the whole loop.
@@ -907,9 +909,25 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
             squares[c] += second[c] + delta * delta * (before * share)
 
 
-cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t then,
-                             bint backward, real *kind, features *what) noexcept nogil:
-    """`then`: the first element that is read after these."""
+cdef inline bint run_by_run(const Job *job) noexcept nogil:
+    """Whether sums take runs of several blocks as they lie: they come from memory, which is fastest in its order."""
+    return job.distant and job.blocks_inner > 1
+
+
+cdef double weight_before(const Job *job, Py_ssize_t index) noexcept nogil:
+    """The sum of the weights of the blocks that stand before this one in its slice."""
+    cdef Py_ssize_t other
+    cdef Block block
+    cdef double weight = 0
+    for other in range(slice_start(job, slice_of(job, index)), index):
+        open_block(job, other, &block)
+        weight += block.weight
+    return weight
+
+
+cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t first, Py_ssize_t stop,
+                             Py_ssize_t then, bint backward, real *kind, features *what) noexcept nogil:
+    """The blocks [first, stop), of one slice or of a run. `then`: the first element that is read after these."""
     cdef double sums[COLUMNS]
     cdef double products[COLUMNS]
     cdef real dy_sums[COLUMNS]
@@ -922,11 +940,10 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Panel panel, walk
     cdef const real *x
     cdef const real *dy
-    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, index, ahead, tile = c1 - c0
-    cdef Py_ssize_t last = slice_start(job, piece + 1) - 1
+    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, index, piece, ahead, tile = c1 - c0
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
-    cdef double *partial = partial_sums(job, piece, c0)
+    cdef double *partial
     cdef bint more, folded, whole, gated = features is short and backward, weighted = features is short and not backward
     cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel)
     cdef real gate[5 * COLUMNS]
@@ -975,10 +992,16 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             # Per column, for the sums that pass it on the way also where columns are lanes.
             open_gate[real](job, c0, &columns, active or job.rows, gate)
     usual = kind_of_sum
-    for j in range(tile):
-        partial[j] = 0
-        partial[job.pitch + j] = 0
-    for index in range(slice_start(job, piece), last + 1):
+    for index in range(first, stop):
+        piece = slice_of(job, index)
+        if job.slices == job.blocks or index == slice_start(job, piece):
+            before = 0
+            partial = partial_sums(job, piece, c0)
+            for j in range(tile):
+                partial[j] = 0
+                partial[job.pitch + j] = 0
+        elif index == first:
+            before = weight_before(job, index)
         open_block(job, index, &block)
         if features is short and not backward:
             if block.weight == 0:
@@ -1033,11 +1056,12 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
-            ahead = (walk.flat if more else first_element(job, index + 1, c0) if index < last else then) - panel.flat
+            ahead = walk.flat if more else first_element(job, index + 1, c0) if index + 1 < stop else then
+            ahead -= panel.flat
             if job.rows:
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
                             negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum,
-                            backward and job.distant)
+                            job.distant)
             else:
                 # Fetched ahead: the run after the next one, at last of the next panel.
                 ahead -= max(panel.rows - 2, 0) * panel.pitch
@@ -1046,7 +1070,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols,
                                2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j,
-                               dots + j, kind_of_sum)
+                               dots + j, kind_of_sum, job.distant)
             if features is short:
                 if staged and by_output:
                     deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)
@@ -1070,7 +1094,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         before += block.weight
 
 
-cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop,
                           bint backward, real *kind, features *what) noexcept nogil:
     # One after the other: center, scale, offset, slope, factor; per channel, or for rows per column.
     cdef real table[5 * COLUMNS]
@@ -1153,7 +1177,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         next = (<const real *> source.data) + n * job.inner
         if two and gradients.direct:
             other = (<const real *> gradients.data) + n * job.inner
-    for index in range(slice_start(job, piece), slice_start(job, piece + 1)):
+    for index in range(slice_start(job, piece), slice_start(job, stop)):
         open_block(job, index, &block)
         first_panel(&block, c0, rows, least, PANEL, &panel)
         while next_panel(job, &block, c0, c1, &panel):
@@ -1219,29 +1243,36 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
 
 # ----------------------------------------------------------------------------------------------------------- verbs
 
-cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop,
                        bint backward, real *kind) noexcept nogil:
+    """Slice by slice; runs of several blocks one after the other where they come from memory, in its order."""
     cdef bint plain = not gates(job) if backward else job.weights == NULL
-    cdef Py_ssize_t first = c0, stop, then
-    while c0 < c1:
-        stop = min(c0 + job.tile, c1)
-        # The next channels, or the first ones of the next slice.
-        if stop < c1:
-            then = first_element(job, slice_start(job, piece), stop)
+    cdef Py_ssize_t width = 1 if run_by_run(job) else job.tile
+    cdef Py_ssize_t first = slice_start(job, piece), end = slice_start(job, stop), last, start, c, then
+    while first < end:
+        if run_by_run(job):
+            last = min((first // job.blocks_inner + 1) * job.blocks_inner, end)
         else:
-            then = first_element(job, min(slice_start(job, piece + 1), job.blocks - 1), first)
-        if backward and plain:
-            reduce_tile(job, c0, stop, piece, then, True, kind, <char *> NULL)
-        elif backward:
-            reduce_tile(job, c0, stop, piece, then, True, kind, <short *> NULL)
-        elif plain:
-            reduce_tile(job, c0, stop, piece, then, False, kind, <char *> NULL)
-        else:
-            reduce_tile(job, c0, stop, piece, then, False, kind, <short *> NULL)
-        c0 = stop
+            piece += 1
+            last = slice_start(job, piece)
+        start = c0
+        while start < c1:
+            c = min(start + width, c1)
+            # The next channels, or the first ones of what comes next.
+            then = first_element(job, first, c) if c < c1 else first_element(job, min(last, job.blocks - 1), c0)
+            if backward and plain:
+                reduce_tile(job, start, c, first, last, then, True, kind, <char *> NULL)
+            elif backward:
+                reduce_tile(job, start, c, first, last, then, True, kind, <short *> NULL)
+            elif plain:
+                reduce_tile(job, start, c, first, last, then, False, kind, <char *> NULL)
+            else:
+                reduce_tile(job, start, c, first, last, then, False, kind, <short *> NULL)
+            start = c
+        first = last
 
 
-cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t end,
                     bint backward, real *kind) noexcept nogil:
     cdef bint plain = ((job.gated.data != NULL or not gates(job)) and
                        (job.weights == NULL if backward or job.dy.data != NULL else
@@ -1250,46 +1281,54 @@ cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t pie
     while c0 < c1:
         stop = min(c0 + width, c1)
         if backward and plain:
-            map_tile(job, c0, stop, piece, True, kind, <char *> NULL)
+            map_tile(job, c0, stop, piece, end, True, kind, <char *> NULL)
         elif backward:
-            map_tile(job, c0, stop, piece, True, kind, <short *> NULL)
+            map_tile(job, c0, stop, piece, end, True, kind, <short *> NULL)
         elif plain:
-            map_tile(job, c0, stop, piece, False, kind, <char *> NULL)
+            map_tile(job, c0, stop, piece, end, False, kind, <char *> NULL)
         else:
-            map_tile(job, c0, stop, piece, False, kind, <short *> NULL)
+            map_tile(job, c0, stop, piece, end, False, kind, <short *> NULL)
         c0 = stop
 
 
-cdef void collect_stats_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
-    reduce_tiles(job, c0, c1, piece, False, <float *> NULL)
+cdef void collect_stats_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                            Py_ssize_t stop) noexcept nogil:
+    reduce_tiles(job, c0, c1, piece, stop, False, <float *> NULL)
 
 
-cdef void collect_stats_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
-    reduce_tiles(job, c0, c1, piece, False, <double *> NULL)
+cdef void collect_stats_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                            Py_ssize_t stop) noexcept nogil:
+    reduce_tiles(job, c0, c1, piece, stop, False, <double *> NULL)
 
 
-cdef void normalize_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
-    map_tiles(job, c0, c1, piece, False, <float *> NULL)
+cdef void normalize_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                        Py_ssize_t stop) noexcept nogil:
+    map_tiles(job, c0, c1, piece, stop, False, <float *> NULL)
 
 
-cdef void normalize_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
-    map_tiles(job, c0, c1, piece, False, <double *> NULL)
+cdef void normalize_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                        Py_ssize_t stop) noexcept nogil:
+    map_tiles(job, c0, c1, piece, stop, False, <double *> NULL)
 
 
-cdef void backward_reduce_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
-    reduce_tiles(job, c0, c1, piece, True, <float *> NULL)
+cdef void backward_reduce_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                              Py_ssize_t stop) noexcept nogil:
+    reduce_tiles(job, c0, c1, piece, stop, True, <float *> NULL)
 
 
-cdef void backward_reduce_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
-    reduce_tiles(job, c0, c1, piece, True, <double *> NULL)
+cdef void backward_reduce_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                              Py_ssize_t stop) noexcept nogil:
+    reduce_tiles(job, c0, c1, piece, stop, True, <double *> NULL)
 
 
-cdef void backward_input_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
-    map_tiles(job, c0, c1, piece, True, <float *> NULL)
+cdef void backward_input_f32(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                             Py_ssize_t stop) noexcept nogil:
+    map_tiles(job, c0, c1, piece, stop, True, <float *> NULL)
 
 
-cdef void backward_input_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil:
-    map_tiles(job, c0, c1, piece, True, <double *> NULL)
+cdef void backward_input_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece,
+                             Py_ssize_t stop) noexcept nogil:
+    map_tiles(job, c0, c1, piece, stop, True, <double *> NULL)
 
 
 cdef Kernels table

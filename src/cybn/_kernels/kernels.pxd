@@ -101,6 +101,15 @@ cdef inline Py_ssize_t slice_start(const Job *job, Py_ssize_t piece) noexcept no
     return job.blocks * piece // job.slices
 
 
+cdef inline Py_ssize_t slice_of(const Job *job, Py_ssize_t block) noexcept nogil:
+    """The slice that a block belongs to."""
+    cdef Py_ssize_t piece
+    if job.slices == job.blocks:
+        return block
+    piece = block * job.slices // job.blocks
+    return piece + 1 if slice_start(job, piece + 1) <= block else piece
+
+
 cdef inline Py_ssize_t map_width(const Job *job) noexcept nogil:
     """Channels that a map takes at a time: with runs there is no table of columns to fit."""
     return job.tile if job.rows and job.inner < SHORTEST else COLUMNS
@@ -112,8 +121,8 @@ cdef inline double *partial_sums(const Job *job, Py_ssize_t piece, Py_ssize_t c)
     return job.partial + group * job.group_pitch + 2 * piece * job.pitch + (c - group * job.width)
 
 
-# A verb does the channels [c0, c1) of one slice.
-ctypedef void (*verb)(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece) noexcept nogil
+# A verb does the channels [c0, c1) of the slices [piece, stop).
+ctypedef void (*verb)(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop) noexcept nogil
 
 
 cdef struct Kernels:
