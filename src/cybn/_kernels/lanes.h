@@ -170,13 +170,13 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
 /* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
    or w * (x - shift) where dy is w (or 0 or 1), or dy behind the activation of (x - shift) * scale + offset, or behind
-   the one that gave y, or both where y is not 0. */
-#define CYBN_PRODUCTS(name, real, bits, bytes, n, T)                                                                  \
+   the one that gave y, or both where y is not 0. by_y: y is an array as long as x, fetched as x and dy are. */
+#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, by_y)                                                            \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
         typedef CYBN_VECTOR(bits, bytes) mask;                                                                        \
         enum { F = bytes / sizeof(real) };                                                                            \
-        const real *next = x + ahead, *dy_next = dy + ahead;                                                          \
+        const real *next = x + ahead, *dy_next = dy + ahead, *y_next = y + ahead;                                     \
         vector a[n / F], q[n / F], k[n / F], d, t;                                                                    \
         int i;                                                                                                        \
         CYBN_EACH(i, n / F) {                                                                                         \
@@ -187,6 +187,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
         for (; rows > 0; rows--) {                                                                                    \
             CYBN_PREFETCH(next, n);                                                                                   \
             CYBN_PREFETCH(dy_next, n);                                                                                \
+            if (by_y) CYBN_PREFETCH(y_next, n);                                                                       \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
                 t = T(dy);                                                                                            \
@@ -201,6 +202,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             gated += gated_pitch;                                                                                     \
             next += line;                                                                                             \
             dy_next += line;                                                                                          \
+            y_next += line;                                                                                           \
         }                                                                                                             \
         if (rest) {                                                                                                   \
             x += rest - n;                                                                                            \
@@ -258,7 +260,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 sums[i] += weighted % 2 ? (double)x[at] * dy[at] : x[at];                                             \
             }                                                                                                         \
     }
-#define CYBN_PRODUCTS(name, real, bits, bytes, n, T)                                                                  \
+#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, by_y)                                                            \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         ptrdiff_t r, i;                                                                                               \
         for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch, y += y_pitch, gated += gated_pitch)                   \
@@ -286,32 +288,32 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #endif
 
 #define CYBN_EXPAND(macro, ...) macro(__VA_ARGS__)
-#define CYBN_KIND(name, real, bits, T)                                                                                \
-    CYBN_EXPAND(CYBN_PRODUCTS, name, real, bits, CYBN_WIDTH, 16, T)                                                   \
-    CYBN_PRODUCTS(name##_quad, real, bits, 16, 4, T)
+#define CYBN_KIND(name, real, bits, T, by_y)                                                                          \
+    CYBN_EXPAND(CYBN_PRODUCTS, name, real, bits, CYBN_WIDTH, 16, T, by_y)                                             \
+    CYBN_PRODUCTS(name##_quad, real, bits, 16, 4, T, by_y)
 
 #define CYBN_STATS(name, weighted)                                                                                    \
     CYBN_EXPAND(CYBN_STATS_FLOAT, name, CYBN_WIDTH, 16, weighted)                                                     \
     CYBN_STATS_FLOAT(name##_quad, 16, 4, weighted)
 #define CYBN_GRADIENTS(real, bits)                                                                                    \
-    CYBN_KIND(cybn_backward_##real, real, bits, CYBN_GRADIENT)                                                        \
-    CYBN_KIND(cybn_relu_x_##real, real, bits, CYBN_RELU_X)                                                            \
-    CYBN_KIND(cybn_relu_y_##real, real, bits, CYBN_RELU_Y)                                                            \
-    CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X)                                                          \
-    CYBN_KIND(cybn_leaky_y_##real, real, bits, CYBN_LEAKY_Y)                                                          \
-    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU_Y)                                                    \
-    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY_Y)                                                  \
-    CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED)
+    CYBN_KIND(cybn_backward_##real, real, bits, CYBN_GRADIENT, 0)                                                     \
+    CYBN_KIND(cybn_relu_x_##real, real, bits, CYBN_RELU_X, 0)                                                         \
+    CYBN_KIND(cybn_relu_y_##real, real, bits, CYBN_RELU_Y, 1)                                                         \
+    CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X, 0)                                                       \
+    CYBN_KIND(cybn_leaky_y_##real, real, bits, CYBN_LEAKY_Y, 1)                                                       \
+    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU_Y, 1)                                                 \
+    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY_Y, 1)                                               \
+    CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED, 0)
 
 CYBN_STATS(cybn_plain_float, 0)
 CYBN_STATS(cybn_weighted_float, 1)
 CYBN_STATS(cybn_positive_float, 3)
 CYBN_STATS(cybn_counted_float, 2)
-CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION)
-CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED)
+CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION, 0)
+CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED, 0)
 #define cybn_positive_double cybn_weighted_double
 #define cybn_positive_double_quad cybn_weighted_double_quad
-CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED)
+CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED, 0)
 CYBN_GRADIENTS(float, int)
 CYBN_GRADIENTS(double, long long)
 
