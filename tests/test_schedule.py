@@ -172,7 +172,7 @@ def test_caches_do_not_show(name, training, geometry):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("shape", [(600, 1, 2100), (350, 1, 4100)])
+@pytest.mark.parametrize("shape", [(600, 2, 2100), (350, 2, 4100)])
 def test_the_order_of_memory_does_not_show(shape, weighted):
     """Sums take runs of several blocks one after the other where they come from memory; a slice has two blocks now and
     then, also the last of one run and the first of the next. Weights leave whole blocks and slices out."""
