@@ -176,7 +176,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
         typedef CYBN_VECTOR(bits, bytes) mask;                                                                        \
         enum { F = bytes / sizeof(real) };                                                                            \
-        const real *next = x + ahead, *dy_next = dy + ahead, *y_next = y + ahead;                                     \
+        const real *next = x + ahead, *dy_next = dy + ahead, *y_next = by_y ? y + ahead : next;                       \
         vector a[n / F], q[n / F], k[n / F], d, t;                                                                    \
         int i;                                                                                                        \
         CYBN_EACH(i, n / F) {                                                                                         \
