@@ -132,20 +132,20 @@ def test_the_stream_size_is_read_from_the_environment():
 
 
 def test_what_does_not_fit_the_last_cache_is_streamed():
-    caches = _schedule.set_caches(512 * 1024, 32 * 2**20)
+    caches = _schedule.set_caches(512 * 1024, 24 * 2**20)
     before = _schedule.set_stream_min_bytes(-1)
     try:
-        assert not _schedule.streams(12 * 2**20 - 4, 2, True, 1)
-        assert _schedule.streams(12 * 2**20, 2, True, 1)
-        assert _schedule.streams(8 * 2**20, 3, True, 1)
+        assert not _schedule.streams(10 * 2**20 - 4, 2, True, 1)
+        assert _schedule.streams(10 * 2**20, 2, True, 1)
+        assert _schedule.streams(5 * 2**20, 4, True, 1)
         # What is read once has no second time to be kept for.
-        assert not _schedule.streams(32 * 2**20 - 4, 3, False, 1)
-        assert _schedule.streams(32 * 2**20, 2, False, 1)
+        assert not _schedule.streams(24 * 2**20 - 4, 3, False, 1)
+        assert _schedule.streams(24 * 2**20, 2, False, 1)
         # Two such caches, eight processors each: the ninth thread has the second one, the seventeenth none of its own.
-        _schedule.set_caches(512 * 1024, 32 * 2**20, count=2, sharers=8)
-        assert _schedule.streams(12 * 2**20, 2, True, 8)
-        assert not _schedule.streams(24 * 2**20 - 4, 2, True, 9)
-        assert _schedule.streams(24 * 2**20, 2, True, 17)
+        _schedule.set_caches(512 * 1024, 24 * 2**20, count=2, sharers=8)
+        assert _schedule.streams(10 * 2**20, 2, True, 8)
+        assert not _schedule.streams(20 * 2**20 - 4, 2, True, 9)
+        assert _schedule.streams(20 * 2**20, 2, True, 17)
         _schedule.set_stream_min_bytes(2**20)
         assert _schedule.streams(2**20, 1, True, 1)
         assert not _schedule.streams(2**20 - 4, 100, True, 1)

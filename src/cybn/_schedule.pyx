@@ -87,9 +87,9 @@ cdef inline Py_ssize_t last_caches(int threads) noexcept nogil:
     return L3 * min(ceil_div(threads, L3_SHARERS), L3_COUNT)
 
 
-cdef inline bint overfills(Py_ssize_t size, int threads) noexcept nogil:
-    """Whether arrays of so many bytes do not all stay there. (Three quarters: the caches have other users.)"""
-    return size >= last_caches(threads) // 4 * 3
+cdef inline bint overfills(Py_ssize_t size, Py_ssize_t l3) noexcept nogil:
+    """Whether arrays of so many bytes do not all stay in last caches of so many. (Five sixths: others use them.)"""
+    return size >= l3 // 6 * 5
 
 
 cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, bint revisit, int threads) noexcept nogil:
@@ -100,7 +100,7 @@ cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, bint revisit, int threa
     """
     if STREAM >= 0:
         return result >= STREAM
-    return overfills(arrays * result, threads) if revisit else result >= last_caches(threads)
+    return overfills(arrays * result, last_caches(threads)) if revisit else result >= last_caches(threads)
 
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
@@ -220,7 +220,7 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
                     Py_ssize_t l2, Py_ssize_t l3) noexcept nogil:
     """`operands`: arrays that take room in the caches."""
     cdef Plan plan
-    cdef bint revisit = reduces and maps
+    cdef bint revisit = reduces and maps, fits
     cdef Py_ssize_t stretch = job.inner * job.itemsize
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
     cdef Py_ssize_t rounds, least, width, piece
@@ -235,14 +235,20 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     if not revisit or (job.rows and job.period > 1):    # (rows of several outer indices cannot be cut)
         return plan
     # A group fills half of L2, and is wide enough to read memory in long stretches even if that takes it beyond L2, but
-    # not beyond a quarter of the thread's share of L3. Every thread gets about the same.
+    # not beyond a quarter of the thread's share of L3. Every thread gets about the same. What all lies in L3 is read
+    # faster twice, in the order of memory: groups spare it meetings at most, where shares would be channels anyway.
     least = max(1, STRETCH // stretch)
     width = max(1, min(max(l2 // 2 // channel_bytes, least), ceil_div(job.channels, plan.threads)))
     rounds = ceil_div(ceil_div(job.channels, width), plan.threads)
     width = ceil_div(job.channels, rounds * plan.threads)
+    fits = width * channel_bytes <= l2 // 2
+    if not fits and not job.distant:
+        rounds = 1
+        width = ceil_div(job.channels, plan.threads)
     piece = width * stretch
-    plan.owner = ((width * channel_bytes <= l2 // 2 and piece >= SHORT_PIECE
-                   or width * channel_bytes <= l3 // (4 * plan.threads) and piece >= LONG_PIECE)
+    plan.owner = ((piece >= SHORT_PIECE if fits else
+                   piece >= LONG_PIECE and
+                   (width * channel_bytes <= l3 // (4 * plan.threads) if job.distant else job.slices == 1))
                   and ceil_div(job.channels, width) >= plan.threads
                   and 4 * rounds * plan.threads * width <= 5 * job.channels)
     if plan.owner:
@@ -407,14 +413,15 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     There may be no apply, no reduce, and without reduce no finish: NULL.
     """
     cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
-    cdef Py_ssize_t operands, moved, groups, t
+    cdef Py_ssize_t operands, moved, groups, t, l3
     cdef Sweeps sweeps
     cdef Job mapped
     cdef int worth
     operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
                 + (job.out.data != NULL) + (job.gated.data != NULL))
     threads = usable_threads(threads) if operands * result >= SERIAL else 1
-    job.distant = overfills(operands * result, threads)
+    l3 = last_caches(threads)
+    job.distant = overfills(operands * result, l3)
     # Not in place: there the lines have been read anyway.
     job.stream = (apply != NULL and streams(result, operands, reduce != NULL, threads) and job.out.direct
                   and job.out.data != job.x.data and job.out.data != job.dy.data
@@ -425,7 +432,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
     moved = operands * result
-    sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, last_caches(threads))
+    sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, l3)
     lay_out_partial(job, &sweeps.plan)
     sweeps.job = job
     sweeps.v = v
@@ -590,12 +597,13 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     cdef Job job, mapped
     cdef Plan plan
     cdef Share share
-    cdef Py_ssize_t band = 0, piece, c0, c1, start, t
+    cdef Py_ssize_t band = 0, piece, c0, c1, start, t, last
     memset(&job, 0, sizeof(Job))
     job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
     decompose(&job)
-    plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2,
-                     last_caches(threads) if l3 is None else l3)
+    last = last_caches(threads) if l3 is None else l3
+    job.distant = overfills(operands * outer * channels * inner * itemsize, last)
+    plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, last)
     if not reduces and cut_for_map(&job, &plan, False, &mapped):
         job = mapped
     lay_out_partial(&job, &plan)
