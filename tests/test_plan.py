@@ -66,7 +66,7 @@ def test_partial_sums_share_no_cache_line(geometry):
 @pytest.mark.parametrize(
     ("geometry", "caches", "threads", "kind"),
     [
-        ((32, 256, 196), (2 * MIB, 32 * MIB), 2, "owner"),  # a few channels fit L2
+        ((32, 256, 196), (2 * MIB, 7 * MIB), 2, "owner"),  # a few channels fit L2
         ((32, 256, 196), (512 * KIB, 7 * MIB), 2, "owner"),  # or L3, where not all of them do
         ((32, 256, 196), (512 * KIB, 32 * MIB), 2, "two sweeps"),  # and where all do there is no need
         ((32, 64, 12544), (512 * KIB, 32 * MIB), 2, "owner"),  # one channel, 1.6 MB, fits its share of L3

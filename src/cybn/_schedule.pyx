@@ -220,7 +220,7 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
                     Py_ssize_t l2, Py_ssize_t l3) noexcept nogil:
     """`operands`: arrays that take room in the caches."""
     cdef Plan plan
-    cdef bint revisit = reduces and maps, fits
+    cdef bint revisit = reduces and maps
     cdef Py_ssize_t stretch = job.inner * job.itemsize
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
     cdef Py_ssize_t rounds, least, width, piece
@@ -236,23 +236,22 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
         return plan
     # A group fills half of L2, and is wide enough to read memory in long stretches even if that takes it beyond L2, but
     # not beyond a quarter of the thread's share of L3. Every thread gets about the same. What all lies in L3 is read
-    # faster twice, in the order of memory: groups spare it meetings at most, where shares would be channels anyway.
+    # faster twice, in the order of memory: one group for each thread, if that fits L2 or shares are channels anyway.
     least = max(1, STRETCH // stretch)
-    width = max(1, min(max(l2 // 2 // channel_bytes, least), ceil_div(job.channels, plan.threads)))
-    rounds = ceil_div(ceil_div(job.channels, width), plan.threads)
+    rounds = 1
+    if job.distant:
+        width = max(1, min(max(l2 // 2 // channel_bytes, least), ceil_div(job.channels, plan.threads)))
+        rounds = ceil_div(ceil_div(job.channels, width), plan.threads)
     width = ceil_div(job.channels, rounds * plan.threads)
-    fits = width * channel_bytes <= l2 // 2
-    if not fits and not job.distant:
-        rounds = 1
-        width = ceil_div(job.channels, plan.threads)
     piece = width * stretch
-    plan.owner = ((piece >= SHORT_PIECE if fits else
+    plan.owner = ((piece >= SHORT_PIECE if width * channel_bytes <= l2 // 2 else
                    piece >= LONG_PIECE and
                    (width * channel_bytes <= l3 // (4 * plan.threads) if job.distant else job.slices == 1))
                   and ceil_div(job.channels, width) >= plan.threads
                   and 4 * rounds * plan.threads * width <= 5 * job.channels)
     if plan.owner:
         plan.width = width
+    if plan.owner or not job.distant:
         return plan
     plan.band = l2 // 2 * plan.threads // channel_bytes // LINE * LINE
     if (plan.band < max(LINE, least) or BANDS * plan.band < job.channels
