@@ -82,7 +82,7 @@ cdef extern from "<float.h>":
 
 cdef enum:
     STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
-    GRADS_ROWS = 4      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
+    GRADS_ROWS = 6      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
     MAP_ROWS = 4        # rows that a map takes at a time where they do not follow each other, and the columns it takes
