@@ -371,18 +371,16 @@ cdef struct Sweeps:
     verb apply
     finisher finish
     Plan plan
+    bint backwards          # whether the second sweep is: no more than what was read last is still in a cache
     Py_ssize_t shares
     Py_ssize_t phases       # of a band: reduce, finish, apply, or those of them that there are
     Py_ssize_t first        # of these three that there is
 
 
 cdef void group(const Sweeps *s, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    cdef Py_ssize_t piece
     s.reduce(s.job, c0, c1, 0, s.job.slices)
     s.finish(s.job, s.v, c0, c1)
-    # Backwards: what was read last is still in the cache.
-    for piece in range(s.mapped.slices, 0, -1):
-        s.apply(s.mapped, c0, c1, piece - 1, piece)
+    s.apply(s.mapped, c0, c1, 0, s.mapped.slices)
 
 
 cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
@@ -403,8 +401,7 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     elif phase == 1:
         s.finish(s.job, s.v, band + n * share // s.shares, band + n * (share + 1) // s.shares)
     else:
-        # Backwards: what was read last is still in the cache. (Forwards is faster where that is so of all.)
-        sweep(s.mapped, &s.plan, s.apply, band, share, s.reduce != NULL and s.job.distant)
+        sweep(s.mapped, &s.plan, s.apply, band, share, s.backwards)
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
@@ -432,6 +429,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
     moved = operands * result
+    sweeps.backwards = reduce != NULL and overfills(moved, l3)
     sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, l3)
     lay_out_partial(job, &sweeps.plan)
     sweeps.job = job
