@@ -39,6 +39,7 @@ cdef enum:
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
     STRETCH = 32 * 1024     # bytes of memory in one piece that a group of channels reads at least
+    L2_STRETCH = 12 * 1024  # or, if so it fits L2, at least so many
     SHORT_PIECE = 1024      # bytes in one piece that an owner reads at least where its group fits L2
     LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
     SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
@@ -234,13 +235,16 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
         return plan
     if not revisit or (job.rows and job.period > 1):    # (rows of several outer indices cannot be cut)
         return plan
-    # A group fills half of L2, and is wide enough to read memory in long stretches even if that takes it beyond L2, but
-    # not beyond a quarter of the thread's share of L3. Every thread gets about the same. What all lies in L3 is read
-    # faster twice, in the order of memory: one group for each thread, if that fits L2 or shares are channels anyway.
+    # A group fills half of L2. If that made it read memory in short pieces it is wider than L2, but takes no more than
+    # a quarter of the thread's share of L3. Every thread gets about the same. What all lies in L3 is read faster twice,
+    # in the order of memory: one group for each thread, if that fits L2 or shares are channels anyway.
     least = max(1, STRETCH // stretch)
     rounds = 1
     if job.distant:
-        width = max(1, min(max(l2 // 2 // channel_bytes, least), ceil_div(job.channels, plan.threads)))
+        width = l2 // 2 // channel_bytes
+        if width * stretch < L2_STRETCH:
+            width = max(width, least)
+        width = min(width, ceil_div(job.channels, plan.threads))
         rounds = ceil_div(ceil_div(job.channels, width), plan.threads)
     width = ceil_div(job.channels, rounds * plan.threads)
     piece = width * stretch
