@@ -47,8 +47,7 @@ def training_forward(geometry, machine):
     shares = [0] * threads
     for thread, elements, *_ in plan["tasks"]:
         shares[thread] += elements
-    cached = plan["kind"] != "two sweeps" or 4 * math.prod(geometry) < machine.l3 * 5 / 6
-    arrays = 2 if cached else 3
+    arrays = 3 if plan["kind"] == "two sweeps" and plan["distant"] else 2
     speed = min(machine.core, machine.socket / threads) * 1e9
     meetings = 3 * plan["bands"] + 1
     return plan, arrays * 4 * max(shares) / speed + meetings * machine.barrier * math.log2(max(threads, 2))

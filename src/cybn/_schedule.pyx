@@ -592,9 +592,9 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
     -------
     dict
         ``kind`` ("owner", "cooperative", "two sweeps"), ``threads``, ``bands`` (the threads meet three times in each),
-        ``slices`` and the ``tasks`` of a sweep: thread, elements, and the ranges of doubles of the partial sums that it
-        writes, counted from the beginning of a cache line. An owner's groups go to whichever thread is free; here, in
-        turn.
+        ``distant`` (whether the arrays come from memory, not from the last caches), ``slices`` and the ``tasks`` of a
+        sweep: thread, elements, and the ranges of doubles of the partial sums that it writes, counted from the
+        beginning of a cache line. An owner's groups go to whichever thread is free; here, in turn.
     """
     cdef Job job, mapped
     cdef Plan plan
@@ -631,6 +631,7 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         "kind": "owner" if plan.owner else "cooperative" if plan.band < channels else "two sweeps",
         "threads": plan.threads,
         "bands": 0 if plan.owner else ceil_div(channels, plan.band),
+        "distant": job.distant != 0,
         "slices": job.slices,
         "tasks": tasks,
     }

@@ -314,7 +314,7 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
                              const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap,
                              const real *center, const real *scale, const real *offset, real negative_slope,
                              real *gated, Py_ssize_t gated_pitch, double *x_sums, real *dy_sums, real *dots,
-                             int kind, bint distant) noexcept nogil:
+                             int kind, Py_ssize_t further) noexcept nogil:
     """Rows of `cols` columns. Weights, in the place of dy or y, repeat every `wrap` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows; and
     # from memory what follows, or these columns of the next rows.
@@ -322,11 +322,10 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef Py_ssize_t ahead = rows * cols if linear else AHEAD
     cdef Py_ssize_t line = LANES if linear else x_pitch
     cdef Py_ssize_t step = rows * LANES if linear else LANES
-    cdef Py_ssize_t further = 0
     cdef Py_ssize_t r, j
     cdef real d, w, g
-    if distant:
-        further = FURTHER // <Py_ssize_t> sizeof(real) if linear else rows * x_pitch - AHEAD
+    if further and not linear:
+        further = rows * x_pitch - AHEAD
     if real is float:
         cybn_sum_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line, further,
                        center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
@@ -360,11 +359,10 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
 cdef inline void reduce_run(const real *x, const real *dy, const real *y, Py_ssize_t inner, Py_ssize_t ahead,
                             const real *center, const real *scale, const real *offset, real negative_slope,
                             real *gated, double *x_sums, real *dy_sums, real *dots, int kind,
-                            bint distant) noexcept nogil:
+                            Py_ssize_t further) noexcept nogil:
     """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
-    cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if distant else 0
     if real is float:
         cybn_sum_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES, further,
                        center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
@@ -966,6 +964,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef const real *scale = gate + 2 * COLUMNS
     cdef const real *offset = gate + 3 * COLUMNS
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
+    cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if job.distant else 0
     # Columns after which weights repeat, where that is soon.
     cdef Py_ssize_t wrap = COLUMNS, size = tile * job.inner
     if (weighted or masked) and job.rows and job.period == 1:
@@ -994,7 +993,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     usual = kind_of_sum
     for index in range(first, stop):
         piece = slice_of(job, index)
-        if job.slices == job.blocks or index == slice_start(job, piece):
+        if index == slice_start(job, piece):
             before = 0
             partial = partial_sums(job, piece, c0)
             for j in range(tile):
@@ -1060,8 +1059,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             ahead -= panel.flat
             if job.rows:
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
-                            negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum,
-                            job.distant)
+                            negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum, further)
             else:
                 # Fetched ahead: the run after the next one, at last of the next panel.
                 ahead -= max(panel.rows - 2, 0) * panel.pitch
@@ -1070,7 +1068,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols,
                                2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j,
-                               dots + j, kind_of_sum, job.distant)
+                               dots + j, kind_of_sum, further)
             if features is short:
                 if staged and by_output:
                     deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)

@@ -98,7 +98,7 @@ cdef struct Job:
 
 cdef inline Py_ssize_t slice_start(const Job *job, Py_ssize_t piece) noexcept nogil:
     """The first block of a slice: slices differ by one block at most."""
-    return job.blocks * piece // job.slices
+    return piece if job.slices == job.blocks else job.blocks * piece // job.slices
 
 
 cdef inline Py_ssize_t slice_of(const Job *job, Py_ssize_t block) noexcept nogil:
