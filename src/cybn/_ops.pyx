@@ -312,13 +312,6 @@ cdef double check_momentum(object momentum) except? -1:
     return value
 
 
-cdef void update_running(double *running, const double *new, double share, double divisor, Py_ssize_t n) noexcept:
-    """running = (1 - share) * running + share * new / divisor"""
-    cdef Py_ssize_t c
-    for c in range(n):
-        running[c] = (1 - share) * running[c] + share * (new[c] / divisor)
-
-
 cdef int read_activation(Call call, object activation, object negative_slope) except -1:
     if activation is None:
         return 0
@@ -364,6 +357,14 @@ cdef double positive_weights(Call call) except -1:
     if call.job.positive:
         return call.count
     return call.v.count if call.job.masked else sum_of_powers(&call.job, 0)
+
+
+cdef double degrees_of_freedom(Call call, double correction, bint weighted) except? -1:
+    """What m2 is divided by for running_var."""
+    if not weighted or call.size == 0:
+        return max(call.v.count - correction, 1)
+    find_weights(call)
+    return call.v.count - correction * sum_of_powers(&call.job, 2) / call.v.count
 
 
 cdef bint read_masked_output(object masked_output) except -1:
@@ -446,10 +447,10 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
     cdef bint train = truth(training, "training"), track = running_mean is not None, empty
-    cdef double share, spread, degrees
+    cdef double spread
     check_running(running_mean, running_var, train)
     v.eps = check_eps(eps, train)
-    share = check_momentum(momentum)
+    v.momentum = check_momentum(momentum)
     spread = real_number(correction, "correction")
     if spread != 0 and spread != 1:
         raise ValueError(f"correction must be 0 or 1, got {spread:g}")
@@ -488,16 +489,14 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
                       RuntimeWarning, stacklevel=2)
 
     if train and not empty:
+        if track:
+            v.running_mean = call.job.gate_center
+            v.running_var = spare(call)
+            v.degrees = degrees_of_freedom(call, spread, sample_weight is not None)
         execute(call, kernels.collect_stats[call.type], finish_training, kernels.normalize[call.type])
         if track and call.size > 0:
-            if sample_weight is None:
-                degrees = max(v.count - spread, 1)
-            else:
-                degrees = v.count - spread * sum_of_powers(&call.job, 2) / v.count
-            update_running(call.job.gate_center, v.mean, share, 1, call.channels)
-            write_vector(mean_array, call.job.gate_center)
-            update_running(spare(call), v.m2, share, degrees, call.channels)
-            write_vector(var_array, spare(call))
+            write_vector(mean_array, v.running_mean)
+            write_vector(var_array, v.running_var)
     else:
         if empty and not track:
             set_unit(v.mean, spare(call), call.channels)

@@ -9,6 +9,10 @@ cdef struct Channels:
     double *bias
     double *sum_dy
     double *sum_dy_xmu
+    double *running_mean    # to be updated
+    double *running_var
+    double momentum
+    double degrees          # what running_var divides m2 by
     double eps
     double count
 

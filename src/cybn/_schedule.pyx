@@ -471,6 +471,12 @@ cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t 
     cdef double *m2 = v.m2 + c0
     cdef Py_ssize_t c, s, n = c1 - c0
     cdef double count, d, total = 0
+    if job.slices == 1:
+        for c in range(n):
+            d = first[c] - first[c]     # 0, or NaN: what is infinite has no mean, as below
+            mean[c] = first[c] + d
+            m2[c] = first[job.pitch + c] + d
+        return
     for c in range(n):
         mean[c] = 0
         m2[c] = 0
@@ -533,9 +539,14 @@ cdef void finish_normalize(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_
 
 
 cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """Slices -> mean, m2, invstd -> the coefficients of `normalize`."""
+    """Slices -> mean, m2, invstd -> the coefficients of `normalize`; and the running statistics."""
     cdef Py_ssize_t c
+    cdef double keep = 1 - v.momentum
     finish_moments(job, v, c0, c1)
+    if v.running_mean != NULL:
+        for c in range(c0, c1):
+            v.running_mean[c] = keep * v.running_mean[c] + v.momentum * v.mean[c]
+            v.running_var[c] = keep * v.running_var[c] + v.momentum * (v.m2[c] / v.degrees)
     for c in range(c0, c1):
         v.invstd[c] = v.m2[c] / v.count
     cybn_inverse_sqrt(v.invstd + c0, v.eps, v.invstd + c0, c1 - c0)
@@ -544,14 +555,15 @@ cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t
 
 cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     """Slices -> sum_dy, sum_dy_xmu."""
+    cdef const double *first = partial_sums(job, 0, c0)
     cdef const double *p
     cdef double *sum_dy = v.sum_dy + c0
     cdef double *sum_dy_xmu = v.sum_dy_xmu + c0
     cdef Py_ssize_t c, s, n = c1 - c0
     for c in range(n):
-        sum_dy[c] = 0
-        sum_dy_xmu[c] = 0
-    for s in range(job.slices):
+        sum_dy[c] = 0 + first[c]    # (of a negative zero, too, the sum is 0)
+        sum_dy_xmu[c] = 0 + first[job.pitch + c]
+    for s in range(1, job.slices):
         p = partial_sums(job, s, c0)
         for c in range(n):
             sum_dy[c] += p[c]

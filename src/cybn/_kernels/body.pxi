@@ -81,8 +81,12 @@ cdef extern from "<float.h>":
     const double LARGEST_DOUBLE "DBL_MAX"
 
 cdef enum:
-    STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
-    GRADS_ROWS = 6      # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64)
+    # Rows of the rows traversal that a reduction takes at a time: more of them spare loads and stores of the accumulators,
+    # fewer are read in longer stretches (measured: 1 to 64).
+    STATS_ROWS = 8
+    GRADS_LINES = 12    # rows times arrays: where rows are whole SETS apart their lines have WAYS places in the first
+    WAYS = 8            # cache, or there is no room for what is fetched ahead and for the accumulators
+    SETS = 4096         # bytes
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
     MAP_ROWS = 4        # rows that a map takes at a time where they do not follow each other, and the columns it takes
@@ -981,7 +985,10 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     if (job.x.direct and (not backward or job.dy.direct) and (active or masked or not gated)
             and not ((weighted or masked) and job.rows and wrap == COLUMNS) and (not by_output or job.output.direct)
             and not staged):
-        least = 1 if not job.rows else GRADS_ROWS if backward else STATS_ROWS
+        least = 1 if not job.rows else STATS_ROWS
+        if job.rows and backward:
+            least = WAYS if job.period * job.channels * job.inner * sizeof(real) % SETS == 0 else GRADS_LINES
+            least //= 2 + by_output
         budget = job.inner * tile if not job.rows else PANEL // 2 if backward else PANEL
     if backward:
         for j in range(tile):
