@@ -43,6 +43,7 @@ ctypedef fused features:
 
 cdef extern from "stream.h":
     void cybn_stream(void *to, const void *source, size_t n, const void *next, const void *other) noexcept nogil
+    void cybn_fetch(const void *p, size_t n) noexcept nogil
     void cybn_stream_end() noexcept nogil
 
 cdef extern from "select.h" nogil:
@@ -952,6 +953,10 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef const real *weights = NULL
     cdef const real *y = NULL
     cdef Py_ssize_t weights_pitch = 0, y_pitch = 0
+    # What an owner's map adds to x comes from memory while x, which is in a cache, is summed.
+    cdef const real *residual = NULL
+    if job.owned and job.stream and not backward and job.residual.direct:
+        residual = <const real *> job.residual.data
     # The usual gates, an activation or a mask, are passed on the way.
     cdef bint keeps = gated and job.gated.data != NULL
     # What has passed goes through dy's stage where it cannot be written in place.
@@ -1065,6 +1070,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             ahead = walk.flat if more else first_element(job, index + 1, c0) if index + 1 < stop else then
             ahead -= panel.flat
             if job.rows:
+                for r in range(panel.rows if residual != NULL else 0):
+                    cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
                 reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
                             negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum, further)
             else:
@@ -1072,6 +1079,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 ahead -= max(panel.rows - 2, 0) * panel.pitch
                 for r in range(panel.rows):
                     j = (panel.channel + r) * LANES
+                    if residual != NULL:
+                        cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
                     reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols,
                                2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j,
