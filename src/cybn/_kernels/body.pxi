@@ -82,12 +82,10 @@ cdef extern from "<float.h>":
     const double LARGEST_DOUBLE "DBL_MAX"
 
 cdef enum:
-    # Rows of the rows traversal that a reduction takes at a time: more of them spare loads and stores of the accumulators,
-    # fewer are read in longer stretches (measured: 1 to 64).
-    STATS_ROWS = 8
-    GRADS_LINES = 12    # rows times arrays: where rows are whole SETS apart their lines have WAYS places in the first
-    WAYS = 8            # cache, or there is no room for what is fetched ahead and for the accumulators
-    SETS = 4096         # bytes
+    STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
+    GRADS_LINES = 12    # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64); of
+    WAYS = 8            # gradients all arrays' together, and fewer where rows are whole SETS (bytes) apart: for their
+    SETS = 4096         # lines, and those fetched ahead, the first cache has WAYS places
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
     MAP_ROWS = 4        # rows that a map takes at a time where they do not follow each other, and the columns it takes
