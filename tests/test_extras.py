@@ -327,6 +327,28 @@ def test_other_channels_and_the_distance_of_rows_do_not_show(extra, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("extra", ["none", "relu", "leaky add", "mask"])
+@pytest.mark.parametrize("shape", [(22003, 3), (1511, 48), (131, 600), (29, 9, 9, 48)])
+def test_rows_that_follow_each_other_do_not_show(shape, extra, training, dtype):
+    # Many of them are mapped as longer ones, but not where results go through a stage.
+    assert np.prod(shape) >= 65536
+    rng = np.random.default_rng(7)
+    p = problem(shape, -1, dtype)
+    chosen = {"activation": "relu" if "relu" in extra else "leaky_relu" if "leaky" in extra else None}
+    if "add" in extra:
+        chosen["residual"] = rng.normal(size=shape).astype(dtype)
+    if extra == "mask":
+        chosen |= {"mask": rng.random(shape[:-1]) < 0.8, "masked_output": "zero"}
+    want = every_result(p, chosen, training)
+    before = _schedule.set_stream_min_bytes(0)
+    try:
+        assert every_result(p, chosen, training) == want
+    finally:
+        _schedule.set_stream_min_bytes(before)
+
+
+@dtypes
 @every_geometry
 @pytest.mark.parametrize("masked", [False, True])
 def test_streaming_and_the_place_of_gradients_do_not_show(masked, geometry, dtype):

@@ -90,6 +90,9 @@ cdef enum:
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
     MAP_ROWS = 4        # rows that a map takes at a time where they do not follow each other, and the columns it takes
     MAP_COLUMNS = 64    # of each in turn: rows are read as so many streams, each from a page of its own
+    TABLE = 2112        # elements from table to table, 8 KB and a few lines. Tables on one page or the next, and short
+    WIDE = 512          # rows of them, take the prefetchers off the trail of what they serve (measured: 1.5 times as long
+    MANY = 65536        # from memory): a map of MANY elements takes rows that follow each other as WIDE ones
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
     UNWRAPPED = 80      # columns of weights that repeat, as the sums read them: a run's, and 16 more
     SAMPLES = 8         # elements whose mean is the shift of a block
@@ -117,6 +120,7 @@ cdef struct Panel:
     bint by_rows        # rows of channels, else runs
     Py_ssize_t least    # rows to take at a time, or a multiple; runs: up to a channel that is one; if there are so many
     Py_ssize_t budget   # elements to take at a time if that makes more rows
+    Py_ssize_t folded   # rows after which a panel ends in any case
     Py_ssize_t o        # where the walk is
     Py_ssize_t c
     Py_ssize_t i
@@ -146,10 +150,11 @@ cdef inline Py_ssize_t first_element(const Job *job, Py_ssize_t index, Py_ssize_
 
 
 cdef inline void first_panel(const Block *block, Py_ssize_t c0, bint rows, Py_ssize_t least, Py_ssize_t budget,
-                             Panel *panel) noexcept nogil:
+                             Py_ssize_t folded, Panel *panel) noexcept nogil:
     panel.by_rows = rows
     panel.least = least
     panel.budget = budget
+    panel.folded = folded
     panel.o = 0 if rows else block.o0
     panel.c = c0
     panel.i = block.i0
@@ -166,9 +171,9 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
         if panel.o < block.full:
             # A period above 1 means that the tile is the whole row.
             panel.cols = job.period * (c1 - c0) * job.inner
-            # Whatever its width, no panel goes over rows where the sums of products are folded.
+            # Whatever its width, no panel of sums goes over rows where the sums of products are folded.
             panel.rows = min(max(panel.least, panel.budget // panel.cols // panel.least * panel.least),
-                             block.full - panel.o, FOLDED - panel.o % FOLDED)
+                             block.full - panel.o, panel.folded - panel.o % panel.folded)
         elif panel.o == block.full and block.rest:
             panel.cols = block.rest * width
             panel.rows = 1
@@ -387,15 +392,16 @@ cdef struct Extras:
     Py_ssize_t output_pitch
     int activation
     double negative_slope
+    Py_ssize_t wide         # columns of the tables where all rows follow each other; 0: not, a row's
 
 
-cdef inline void move_on(Extras *extras, Py_ssize_t n, const real *kind) noexcept nogil:
-    """By n columns."""
+cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *kind) noexcept nogil:
+    """By n elements, and the gate's table by as many columns."""
     if extras.residual != NULL:
         extras.residual = <const real *> extras.residual + n
     if extras.weights != NULL and not extras.even:
         extras.weights = <const real *> extras.weights + n
-    if extras.gate != NULL:
+    if gate and extras.gate != NULL:
         extras.gate = <const real *> extras.gate + n
     if extras.output != NULL:
         extras.output = <const real *> extras.output + n
@@ -512,13 +518,20 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
                            Py_ssize_t rows, Py_ssize_t cols, const real *table, const Extras *extras,
                            real *out, Py_ssize_t out_pitch, bint backward, bint uniform, bint plain) noexcept nogil:
     """map_columns, told when it works in place: with one name for both gcc needs no overlap check to vectorise."""
-    cdef const real *scale = table + COLUMNS
-    cdef const real *offset = table + 2 * COLUMNS
-    cdef const real *slope = table + 3 * COLUMNS
+    cdef const real *scale = table + TABLE
+    cdef const real *offset = table + 2 * TABLE
+    cdef const real *slope = table + 3 * TABLE
     cdef Extras here = extras[0]
-    cdef Py_ssize_t n = cols if uniform or x_pitch == cols else MAP_COLUMNS
+    cdef Py_ssize_t n = cols if uniform or x_pitch == cols else MAP_COLUMNS, step
+    cdef bint joined = not uniform and extras.wide > 0
+    if joined:
+        cols *= rows
+        n = extras.wide
+        x_pitch = dy_pitch = out_pitch = here.residual_pitch = here.output_pitch = n
     while cols > 0:
         n = min(n, cols)
+        if joined:
+            rows = cols // n
         if out == x:
             map_columns(out, out_pitch, dy, dy_pitch, rows, n, table, scale, offset, slope, &here,
                         out, out_pitch, backward, uniform, plain)
@@ -528,18 +541,20 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
         else:
             map_columns(x, x_pitch, dy, dy_pitch, rows, n, table, scale, offset, slope, &here,
                         out, out_pitch, backward, uniform, plain)
-        if n == cols:
+        step = rows * n if joined else n
+        if step == cols:
             return
-        cols -= n
-        x += n
-        dy += n
-        out += n
-        table += n
-        scale += n
-        offset += n
-        slope += n
+        cols -= step
+        x += step
+        dy += step
+        out += step
+        if not joined:
+            table += n
+            scale += n
+            offset += n
+            slope += n
         if not plain:
-            move_on(&here, n, table)
+            move_on(&here, step, not joined, table)
 
 
 cdef void multiply(const real *source, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t cols, const real *factor,
@@ -591,8 +606,8 @@ cdef inline void spread_tables(const Columns *columns, real *tables, Py_ssize_t 
     if columns.count == columns.tile:
         return
     for i in range(n):
-        memcpy(values, tables + i * COLUMNS, columns.tile * sizeof(real))
-        spread(columns, values, tables + i * COLUMNS)
+        memcpy(values, tables + i * TABLE, columns.tile * sizeof(real))
+        spread(columns, values, tables + i * TABLE)
 
 
 cdef inline real weight_of(const Job *job, Py_ssize_t o, Py_ssize_t i, real *kind) noexcept nogil:
@@ -714,14 +729,14 @@ cdef double gated_element(const Job *job, Py_ssize_t c, Py_ssize_t flat, real *k
 cdef inline void gate_row(const real *x, const real *dy, const real *y, Py_ssize_t cols, const real *table, real *to,
                           int activation, real negative_slope, bint uniform) noexcept nogil:
     """dy behind the activation, of x or with result y (a constant NULL: of x)."""
-    cdef real f0 = table[0], c0 = table[COLUMNS], s0 = table[2 * COLUMNS], o0 = table[3 * COLUMNS], z
+    cdef real f0 = table[0], c0 = table[TABLE], s0 = table[2 * TABLE], o0 = table[3 * TABLE], z
     cdef Py_ssize_t j
     for j in range(cols):
         if y != NULL:
             z = y[j]
         else:
-            z = x[j] * (f0 if uniform else table[j]) - (c0 if uniform else table[COLUMNS + j])
-            z = z * (s0 if uniform else table[2 * COLUMNS + j]) + (o0 if uniform else table[3 * COLUMNS + j])
+            z = x[j] * (f0 if uniform else table[j]) - (c0 if uniform else table[TABLE + j])
+            z = z * (s0 if uniform else table[2 * TABLE + j]) + (o0 if uniform else table[3 * TABLE + j])
         to[j] = passed(dy[j], z, activation, negative_slope)
 
 
@@ -752,11 +767,11 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
         elif to != dy:
             memcpy(to, dy, cols * sizeof(real))
         if job.masked:
-            mean = table[4 * COLUMNS]
+            mean = table[4 * TABLE]
             for j in range(cols):
                 to[j] = keep(weights[j] != 0, to[j])
             for j in range(cols):
-                x_to[j] = choose(weights[j] != 0, x[j], mean if uniform else table[4 * COLUMNS + j])
+                x_to[j] = choose(weights[j] != 0, x[j], mean if uniform else table[4 * TABLE + j])
             weights += weights_pitch
             x_to += cols
         x += x_pitch
@@ -787,9 +802,9 @@ cdef void open_gate(const Job *job, Py_ssize_t c0, const Columns *columns, bint 
     cdef Py_ssize_t j
     for j in range(columns.tile):
         if job.activation:
-            read_gate[real](job, c0 + j, &table[j], &table[COLUMNS + j], &table[2 * COLUMNS + j],
-                            &table[3 * COLUMNS + j])
-        table[4 * COLUMNS + j] = <real> job.mean[c0 + j]
+            read_gate[real](job, c0 + j, &table[j], &table[TABLE + j], &table[2 * TABLE + j],
+                            &table[3 * TABLE + j])
+        table[4 * TABLE + j] = <real> job.mean[c0 + j]
     if rows:
         spread_tables(columns, table, 5)
 
@@ -947,7 +962,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef double *partial
     cdef bint more, folded, whole, gated = features is short and backward, weighted = features is short and not backward
     cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel)
-    cdef real gate[5 * COLUMNS]
+    cdef real gate[5 * TABLE]
     cdef const real *weights = NULL
     cdef const real *y = NULL
     cdef Py_ssize_t weights_pitch = 0, y_pitch = 0
@@ -968,8 +983,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef real negative_slope = <real> job.negative_slope
     cdef bint masked = gated and job.activation == 0 and not keeps
     cdef int kind_of_sum = PLAIN, usual
-    cdef const real *scale = gate + 2 * COLUMNS
-    cdef const real *offset = gate + 3 * COLUMNS
+    cdef const real *scale = gate + 2 * TABLE
+    cdef const real *offset = gate + 3 * TABLE
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
     cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if job.distant else 0
     # Columns after which weights repeat, where that is soon.
@@ -1029,7 +1044,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             dy_sums[j] = 0
         rows = 0
         folded = False
-        first_panel(&block, c0, job.rows, least, budget, &panel)
+        first_panel(&block, c0, job.rows, least, budget, FOLDED, &panel)
         more = next_panel(job, &block, c0, c1, &panel)
         while more:
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
@@ -1109,7 +1124,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop,
                           bint backward, real *kind, features *what) noexcept nogil:
     # One after the other: center, scale, offset, slope, factor; per channel, or for rows per column.
-    cdef real table[5 * COLUMNS]
+    cdef real room[7 * TABLE]    # nothing else is near
+    cdef real *table = room + TABLE
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
     cdef Block block
@@ -1124,32 +1140,17 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint plain = features is char
     cdef bint gated = not plain and gates(job) and job.gated.data == NULL
     cdef bint weighted = not plain and job.weights != NULL and (backward or job.zeroed)
-    cdef bint by_output = False
-    cdef real gate[5 * COLUMNS]
+    cdef bint by_output = False, by_gate = gated
+    cdef real gate[5 * TABLE]
     cdef real w_stage[PANEL]
-    cdef Py_ssize_t pitch
+    cdef Py_ssize_t pitch, least = 1, budget = PANEL    # a stage holds no more
     cdef Extras extras
     # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
     cdef const Operand *source = &job.x if backward or gated else job.source
     cdef const Operand *gradients = gradient(job)
     cdef bint two = backward or gated
+    cdef bint direct = job.out.direct and not job.stream
     cdef Columns columns = layout_columns(job, n)
-    for j in range(n):
-        table[j] = <real> job.center[c0 + j]
-        table[COLUMNS + j] = <real> job.scale[c0 + j]
-        table[2 * COLUMNS + j] = to_offset(job.offset[c0 + j], job.center[c0 + j], table[j],
-                                           job.slope[c0 + j] if backward else job.scale[c0 + j])
-    if backward:
-        for j in range(n):
-            table[3 * COLUMNS + j] = <real> job.slope[c0 + j]
-    if scaled:
-        for j in range(n):
-            table[4 * COLUMNS + j] = <real> job.factor[c0 + j]
-    if sizeof(real) == 4 and cybn_outside(job.scale + c0, n, -LARGEST_FLOAT, LARGEST_FLOAT):
-        for j in range(n):
-            table[COLUMNS + j] = to_scale(job.scale[c0 + j], table)
-    if rows:
-        spread_tables(&columns, table, 5 if scaled else 4 if backward else 3)
     memset(&extras, 0, sizeof(extras))
     if features is short:
         if backward or job.dy.data == NULL:
@@ -1158,27 +1159,48 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         # Passed on the way, where it is an activation alone or a mask alone.
         if backward and job.masked and (job.activation == 0 or job.gated.data != NULL):
             extras.masked = True
-            gated = False
+            gated = by_gate = False
         elif gated and backward and not weighted and only_activated(job, c0, n):
             gated = False
-            if job.output.data != NULL:
-                by_output = True
-            else:
-                open_gate[real](job, c0, &columns, rows, gate)
-                extras.gate = gate + 3 * COLUMNS
-        elif gated:
-            open_gate[real](job, c0, &columns, rows, gate)
+            by_output = job.output.data != NULL
+            by_gate = not by_output
+            if by_gate:
+                extras.gate = gate + 3 * TABLE
     # One weight for each row.
     cdef bint even = rows and job.inner == 1 and job.period == 1 and not gated
     extras.even = even
-    cdef bint direct = job.out.direct and not job.stream
-    # Whatever goes through a stage has no room for more than a panel, and follows in it row by row.
-    cdef bint apart = (rows and n < job.channels and source.direct and direct and not scaled
-                       and not (two and not gradients.direct))
+    cdef bint unstaged = source.direct and direct and not scaled and not (two and not gradients.direct)
     if features is short:
-        apart = (apart and not gated and not (weighted and not even) and not (by_output and not job.output.direct)
-                 and not (job.residual.data != NULL and (job.residual.data == job.out.data or not job.residual.direct)))
-    cdef Py_ssize_t least = MAP_ROWS if apart else 1
+        unstaged = (unstaged and not gated and not (weighted and not even)
+                    and not (by_output and not job.output.direct)
+                    and not (job.residual.data != NULL
+                             and (job.residual.data == job.out.data or not job.residual.direct)))
+    if rows and unstaged and n < job.channels:
+        least = MAP_ROWS
+    elif rows and unstaged and not weighted and job.outer * n * job.inner >= MANY:
+        columns.repeats *= max(1, WIDE // columns.count)
+        columns.count = columns.repeats * n * columns.span
+        extras.wide = columns.count
+        budget = MANY
+    for j in range(n):
+        table[j] = <real> job.center[c0 + j]
+        table[TABLE + j] = <real> job.scale[c0 + j]
+        table[2 * TABLE + j] = to_offset(job.offset[c0 + j], job.center[c0 + j], table[j],
+                                         job.slope[c0 + j] if backward else job.scale[c0 + j])
+    if backward:
+        for j in range(n):
+            table[3 * TABLE + j] = <real> job.slope[c0 + j]
+    if scaled:
+        for j in range(n):
+            table[4 * TABLE + j] = <real> job.factor[c0 + j]
+    if sizeof(real) == 4 and cybn_outside(job.scale + c0, n, -LARGEST_FLOAT, LARGEST_FLOAT):
+        for j in range(n):
+            table[TABLE + j] = to_scale(job.scale[c0 + j], table)
+    if rows:
+        spread_tables(&columns, table, 5 if scaled else 4 if backward else 3)
+    if features is short:
+        if by_gate:
+            open_gate[real](job, c0, &columns, rows, gate)
     if job.stream and not rows:
         # Runs that end with a cache line: of a line in two panels no part could be streamed.
         least = LANES // min(<Py_ssize_t> LANES, job.inner & -job.inner)
@@ -1191,7 +1213,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             other = (<const real *> gradients.data) + n * job.inner
     for index in range(slice_start(job, piece), slice_start(job, stop)):
         open_block(job, index, &block)
-        first_panel(&block, c0, rows, least, PANEL, &panel)
+        first_panel(&block, c0, rows, least, budget, block.full, &panel)
         while next_panel(job, &block, c0, c1, &panel):
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x
@@ -1233,11 +1255,11 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             out_pitch = panel.pitch if direct else panel.cols
             j = panel.channel
             if scaled:
-                multiply(x, x_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, not rows, x_stage, panel.cols)
+                multiply(x, x_pitch, panel.rows, panel.cols, table + 4 * TABLE + j, not rows, x_stage, panel.cols)
                 x = x_stage
                 x_pitch = panel.cols
             if extras.gate != NULL and not rows:
-                extras.gate = gate + 3 * COLUMNS + j
+                extras.gate = gate + 3 * TABLE + j
             if rows:
                 map_panel[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, &extras, out, out_pitch,
                                 backward, False, plain)
@@ -1245,7 +1267,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 map_panel[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table + j, &extras, out, out_pitch,
                                 backward, True, plain)
             if scaled and backward:
-                multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * COLUMNS + j, not rows, out, out_pitch)
+                multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * TABLE + j, not rows, out, out_pitch)
             if not direct:
                 deliver[real](&job.out, &panel, out, job.stream, next + panel.flat if next != NULL else NULL,
                               other + panel.flat if other != NULL else NULL)
