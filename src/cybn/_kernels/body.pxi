@@ -83,16 +83,16 @@ cdef extern from "<float.h>":
 
 cdef enum:
     STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
-    GRADS_LINES = 12    # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64); of
+    LINES = 12          # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64); of
     WAYS = 8            # gradients all arrays' together, and fewer where rows are whole SETS (bytes) apart: for their
     SETS = 4096         # lines, and those fetched ahead, the first cache has WAYS places
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
-    MAP_ROWS = 4        # rows that a map takes at a time where they do not follow each other, and the columns it takes
-    MAP_COLUMNS = 64    # of each in turn: rows are read as so many streams, each from a page of its own
+    MAP_COLUMNS = 64    # that a map takes of LINES // arrays rows at a time where they do not follow each other: they
+                        # are read as so many streams, each from a page of its own
     TABLE = 2112        # elements from table to table, 8 KB and a few lines. Tables on one page or the next, and short
-    WIDE = 512          # rows of them, take the prefetchers off the trail of what they serve (measured: 1.5 times as long
-    MANY = 65536        # from memory): a map of MANY elements takes rows that follow each other as WIDE ones
+    WIDE = 512          # rows of them, take the prefetchers off the trail of what they serve (measured: 1.5 times as
+    MANY = 65536        # long from memory): a map of MANY elements takes rows that follow each other as WIDE ones
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
     UNWRAPPED = 80      # columns of weights that repeat, as the sums read them: a run's, and 16 more
     SAMPLES = 8         # elements whose mean is the shift of a block
@@ -1005,7 +1005,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             and not staged):
         least = 1 if not job.rows else STATS_ROWS
         if job.rows and backward:
-            least = WAYS if job.period * job.channels * job.inner * sizeof(real) % SETS == 0 else GRADS_LINES
+            least = WAYS if job.period * job.channels * job.inner * sizeof(real) % SETS == 0 else LINES
             least //= 2 + by_output
         budget = job.inner * tile if not job.rows else PANEL // 2 if backward else PANEL
     if backward:
@@ -1176,7 +1176,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                     and not (job.residual.data != NULL
                              and (job.residual.data == job.out.data or not job.residual.direct)))
     if rows and unstaged and n < job.channels:
-        least = MAP_ROWS
+        least = LINES // (2 + two + (not plain and (by_output or job.residual.data != NULL)))
     elif rows and unstaged and not weighted and job.outer * n * job.inner >= MANY:
         columns.repeats *= max(1, WIDE // columns.count)
         columns.count = columns.repeats * n * columns.span
