@@ -517,7 +517,10 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
 cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                            Py_ssize_t rows, Py_ssize_t cols, const real *table, const Extras *extras,
                            real *out, Py_ssize_t out_pitch, bint backward, bint uniform, bint plain) noexcept nogil:
-    """map_columns, told when it works in place: with one name for both gcc needs no overlap check to vectorise."""
+    """map_columns, told when it works in place: with one name for both gcc needs no overlap check to vectorise.
+
+    `joined`: rows that follow each other, as rows of all columns that the tables have, and a shorter one at the end.
+    """
     cdef const real *scale = table + TABLE
     cdef const real *offset = table + 2 * TABLE
     cdef const real *slope = table + 3 * TABLE
