@@ -1,5 +1,6 @@
 """What comes with a normalization: activation, residual, masks, weights. In every function, shape and mode."""
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -277,12 +278,8 @@ def test_bits_do_not_depend_on_threads_or_places(drawn, data):
     assert every_result(p, chosen, True, **dense, in_place=True) == want
 
 
-@dtypes
-@every_geometry
-@pytest.mark.parametrize("extra", ["relu", "add relu", "mask", "weights", "mask leaky add"])
-def test_bits_do_not_depend_on_threads_in_any_plan(extra, geometry, dtype):
-    shape, axis, order = geometry
-    p = problem(shape, axis, dtype, order)
+def named_extras(extra, shape, axis, dtype, order=None):
+    """What the words of `extra` stand for, for an array of this shape."""
     rng = np.random.default_rng(3)
     rest = tuple(np.delete(shape, axis))
     chosen = {"activation": "relu" if "relu" in extra else "leaky_relu" if "leaky" in extra else None}
@@ -292,6 +289,26 @@ def test_bits_do_not_depend_on_threads_in_any_plan(extra, geometry, dtype):
         chosen |= {"mask": rng.random(rest) < 0.8, "masked_output": "zero"}
     if "weights" in extra:
         chosen["sample_weight"] = rng.random(rest).astype(dtype)
+    return chosen
+
+
+@contextlib.contextmanager
+def streamed():
+    """Results of any size past the caches."""
+    before = _schedule.set_stream_min_bytes(0)
+    try:
+        yield
+    finally:
+        _schedule.set_stream_min_bytes(before)
+
+
+@dtypes
+@every_geometry
+@pytest.mark.parametrize("extra", ["relu", "add relu", "mask", "weights", "mask leaky add"])
+def test_bits_do_not_depend_on_threads_in_any_plan(extra, geometry, dtype):
+    shape, axis, order = geometry
+    p = problem(shape, axis, dtype, order)
+    chosen = named_extras(extra, shape, axis, dtype, order)
     want = every_result(p, chosen, True, threads=1)
     for threads in (2, 7):
         assert every_result(p, chosen, True, threads=threads) == want
@@ -333,19 +350,11 @@ def test_other_channels_and_the_distance_of_rows_do_not_show(extra, dtype):
 def test_rows_that_follow_each_other_do_not_show(shape, extra, training, dtype):
     # Many of them are mapped as longer ones, but not where results go through a stage.
     assert np.prod(shape) >= 65536
-    rng = np.random.default_rng(7)
     p = problem(shape, -1, dtype)
-    chosen = {"activation": "relu" if "relu" in extra else "leaky_relu" if "leaky" in extra else None}
-    if "add" in extra:
-        chosen["residual"] = rng.normal(size=shape).astype(dtype)
-    if extra == "mask":
-        chosen |= {"mask": rng.random(shape[:-1]) < 0.8, "masked_output": "zero"}
+    chosen = named_extras(extra, shape, -1, dtype)
     want = every_result(p, chosen, training)
-    before = _schedule.set_stream_min_bytes(0)
-    try:
+    with streamed():
         assert every_result(p, chosen, training) == want
-    finally:
-        _schedule.set_stream_min_bytes(before)
 
 
 @dtypes
@@ -360,12 +369,9 @@ def test_streaming_and_the_place_of_gradients_do_not_show(masked, geometry, dtyp
         chosen["mask"] = np.random.default_rng(2).random(shape_without_channels(p["x"], p["axis"])) < 0.7
     want = every_result(p, chosen, True)
     assert every_result(strided, chosen, True) == want
-    before = _schedule.set_stream_min_bytes(0)
-    try:
+    with streamed():
         assert every_result(p, chosen, True) == want
         assert every_result(strided, chosen, True) == want
-    finally:
-        _schedule.set_stream_min_bytes(before)
 
 
 def test_bits_do_not_depend_on_the_kernels():

@@ -88,8 +88,7 @@ cdef enum:
     SETS = 4096         # lines, and those fetched ahead, the first cache has WAYS places
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
-    MAP_COLUMNS = 64    # that a map takes of LINES // arrays rows at a time where they do not follow each other: they
-                        # are read as so many streams, each from a page of its own
+    MAP_COLUMNS = 64    # that a map takes of LINES // arrays rows, so many streams, where they do not follow each other
     TABLE = 2112        # elements from table to table, 8 KB and a few lines. Tables on one page or the next, and short
     WIDE = 512          # rows of them, take the prefetchers off the trail of what they serve (measured: 1.5 times as
     MANY = 65536        # long from memory): a map of MANY elements takes rows that follow each other as WIDE ones
@@ -1143,7 +1142,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint plain = features is char
     cdef bint gated = not plain and gates(job) and job.gated.data == NULL
     cdef bint weighted = not plain and job.weights != NULL and (backward or job.zeroed)
-    cdef bint by_output = False, by_gate = gated
+    cdef bint by_output = False
     cdef real gate[5 * TABLE]
     cdef real w_stage[PANEL]
     cdef Py_ssize_t pitch, least = 1, budget = PANEL    # a stage holds no more
@@ -1162,12 +1161,11 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         # Passed on the way, where it is an activation alone or a mask alone.
         if backward and job.masked and (job.activation == 0 or job.gated.data != NULL):
             extras.masked = True
-            gated = by_gate = False
+            gated = False
         elif gated and backward and not weighted and only_activated(job, c0, n):
             gated = False
             by_output = job.output.data != NULL
-            by_gate = not by_output
-            if by_gate:
+            if not by_output:
                 extras.gate = gate + 3 * TABLE
     # One weight for each row.
     cdef bint even = rows and job.inner == 1 and job.period == 1 and not gated
@@ -1181,8 +1179,9 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     if rows and unstaged and n < job.channels:
         least = LINES // (2 + two + (not plain and (by_output or job.residual.data != NULL)))
     elif rows and unstaged and not weighted and job.outer * n * job.inner >= MANY:
-        columns.repeats *= max(1, WIDE // columns.count)
-        columns.count = columns.repeats * n * columns.span
+        j = max(1, WIDE // columns.count)
+        columns.repeats *= j
+        columns.count *= j
         extras.wide = columns.count
         budget = MANY
     for j in range(n):
@@ -1202,7 +1201,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     if rows:
         spread_tables(&columns, table, 5 if scaled else 4 if backward else 3)
     if features is short:
-        if by_gate:
+        if gated or extras.gate != NULL:
             open_gate[real](job, c0, &columns, rows, gate)
     if job.stream and not rows:
         # Runs that end with a cache line: of a line in two panels no part could be streamed.
