@@ -1,4 +1,6 @@
+cimport numpy as cnp
 from numpy cimport ndarray
 
 cdef ndarray new_like(ndarray x)
-cdef ndarray dense_copy(ndarray a, ndarray x)
+cdef ndarray new_dense(ndarray a, cnp.dtype dtype)
+cdef ndarray dense_copy(ndarray a, cnp.dtype dtype)

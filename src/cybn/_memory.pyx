@@ -213,10 +213,14 @@ cdef ndarray new_like(ndarray x):
     return new_array(x, cnp.NPY_KEEPORDER, None, cnp.PyArray_NBYTES(x) >= LARGE)
 
 
-cdef ndarray dense_copy(ndarray a, ndarray x):
-    """A copy of `a` in C order and x's dtype, for the time of a call."""
-    cdef bint large = cnp.PyArray_SIZE(a) * cnp.PyArray_ITEMSIZE(x) >= LARGE_TEMPORARY
-    cdef ndarray copy = new_array(a, cnp.NPY_CORDER, (<object> x).dtype, large)
+cdef ndarray new_dense(ndarray a, cnp.dtype dtype):
+    """A new array of a's shape in C order, its values undefined, for the time of a call."""
+    return new_array(a, cnp.NPY_CORDER, dtype, cnp.PyArray_SIZE(a) * dtype.itemsize >= LARGE_TEMPORARY)
+
+
+cdef ndarray dense_copy(ndarray a, cnp.dtype dtype):
+    """A copy of `a` in C order, for the time of a call."""
+    cdef ndarray copy = new_dense(a, dtype)
     cnp.PyArray_CopyInto(copy, a)
     return copy
 

@@ -229,7 +229,7 @@ cdef int read_parameters(Call call, object weight, object bias) except -1:
 
 
 cdef int find_weights(Call call) except -1:
-    """Where they are now: code of other arguments may have resized them."""
+    """Where they are now: code of other arguments may have resized them. (Flags are a copy.)"""
     if call.job.weights == NULL:
         return 0
     if (cnp.PyArray_SIZE(call.weights) * call.job.channels != call.size
@@ -337,8 +337,10 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) e
         return 0
     call.block_weights = np.empty(call.job.blocks)
     call.job.block_weights = <double *> cnp.PyArray_DATA(call.block_weights)
-    call.job.weights = cnp.PyArray_DATA(call.weights)
-    call.job.masked = mask is not None
+    if mask is None:
+        call.job.weights = cnp.PyArray_DATA(call.weights)
+    else:
+        call.job.mask = <const signed char *> cnp.PyArray_DATA(call.weights)
     call.v.count = weigh_blocks(&call.job)
     if call.v.count == 0 and mask is None:
         raise ValueError("sample_weight must have a positive value, got zeros only")
@@ -356,7 +358,7 @@ cdef double positive_weights(Call call) except -1:
     find_weights(call)
     if call.job.positive:
         return call.count
-    return call.v.count if call.job.masked else sum_of_powers(&call.job, 0)
+    return call.v.count if call.job.mask != NULL else sum_of_powers(&call.job, 0)
 
 
 cdef double degrees_of_freedom(Call call, double correction, bint weighted) except? -1:
@@ -408,7 +410,7 @@ cdef int open_gate(Call call, object output, ndarray x, ndarray dx) except -1:
 cdef ndarray new_gated(Call call, ndarray x, ndarray dy):
     """Where the gradient of the residual goes: what has passed mask and activation."""
     cdef ndarray a = as_out(None, x, None)
-    if call.job.activation == 0 and not call.job.masked:
+    if call.job.activation == 0 and call.job.mask == NULL:
         np.copyto(a, dy)
     else:
         describe(&call.job.gated, &call.layout, a)
@@ -457,15 +459,15 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     read_parameters(call, weight, bias)
     read_activation(call, activation, negative_slope)
     read_weights(call, data, mask, sample_weight)
-    call.job.zeroed = read_masked_output(masked_output) and call.job.masked
-    empty = call.job.weights != NULL and v.count == 0       # nothing to take statistics of
+    call.job.zeroed = read_masked_output(masked_output) and call.job.mask != NULL
+    empty = call.job.block_weights != NULL and v.count == 0     # nothing to take statistics of
     if track:
         read_vector(running_var, "running_var", call.channels, spare(call))
         check_not_negative(spare(call), "running_var", call.channels)
         # (When training it is kept for the update, where the backward pass would keep something else.)
         read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.gate_center)
     if train:
-        if call.size > 0 and (call.count == 1 or call.job.weights != NULL and positive_weights(call) == 1):
+        if call.size > 0 and (call.count == 1 or call.job.block_weights != NULL and positive_weights(call) == 1):
             raise ValueError(f"Expected more than 1 value per channel when training, "
                              f"got input shape {(<object> data).shape}"
                              + ("" if call.count == 1 else " with 1 value of positive weight"))
@@ -560,7 +562,7 @@ def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
     cdef ndarray data = as_data(x, "x")
     cdef Call call = open_call(data, axis, num_threads)
     read_weights(call, data, mask, sample_weight)
-    if call.job.weights != NULL and call.v.count == 0:
+    if call.job.block_weights != NULL and call.v.count == 0:
         return Moments(0, np.zeros(call.channels), np.zeros(call.channels))
     execute(call, kernels.collect_stats[call.type], finish_moments, NULL)
     count = 0 if call.size == 0 else call.v.count if sample_weight is not None else int(call.v.count)
@@ -585,7 +587,7 @@ cdef ndarray apply(Call call, ndarray x, finisher finish, object activation, obj
     cdef ndarray y
     read_activation(call, activation, negative_slope)
     read_weights(call, x, mask, sample_weight)
-    call.job.zeroed = read_masked_output(masked_output) and call.job.masked
+    call.job.zeroed = read_masked_output(masked_output) and call.job.mask != NULL
     y = as_out(out, x, None)
     describe_residual(call, residual, x, y)
     describe(&call.job.out, &call.layout, y)

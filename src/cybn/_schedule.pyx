@@ -14,6 +14,7 @@ from cybn._kernels.kernels cimport (
     LANES,
     PANEL,
     Job,
+    cybn_count_flags,
     cybn_inverse_sqrt,
     cybn_outside,
     cybn_sum_powers_double,
@@ -168,7 +169,7 @@ cdef Py_ssize_t slice_count(const Job *job, Py_ssize_t piece) noexcept nogil:
 cdef double slice_weight(const Job *job, Py_ssize_t piece) noexcept nogil:
     cdef Py_ssize_t block
     cdef double weight = 0
-    if job.weights == NULL:
+    if job.block_weights == NULL:
         return <double> slice_count(job, piece)
     for block in range(slice_start(job, piece), slice_start(job, piece + 1)):
         weight += job.block_weights[block]
@@ -176,7 +177,7 @@ cdef double slice_weight(const Job *job, Py_ssize_t piece) noexcept nogil:
 
 
 cdef double weigh_blocks(Job *job) noexcept nogil:
-    """Fill `job.block_weights`; return the sum of all weights."""
+    """Fill `job.block_weights`; return the sum of all weights, or how many flags are set."""
     cdef double total = 0
     cdef Py_ssize_t index
     for index in range(job.blocks):
@@ -199,6 +200,8 @@ cdef double sum_of_block(const Job *job, Py_ssize_t index, int power) noexcept n
     cdef Py_ssize_t bo = index // job.blocks_inner
     cdef Py_ssize_t o0 = bo * job.block_outer, i0 = (index - bo * job.blocks_inner) * job.block_inner
     cdef Py_ssize_t n = (min(job.block_outer, job.outer - o0) - 1) * job.inner + min(job.block_inner, job.inner - i0)
+    if job.mask != NULL:
+        return cybn_count_flags(job.mask + o0 * job.inner + i0, n)
     if job.itemsize == sizeof(float):
         return cybn_sum_powers_float((<const float *> job.weights) + o0 * job.inner + i0, n, power)
     return cybn_sum_powers_double((<const double *> job.weights) + o0 * job.inner + i0, n, power)

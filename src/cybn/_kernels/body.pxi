@@ -36,6 +36,14 @@ ctypedef fused real:
     float
     double
 
+ctypedef signed char flag   # -1: set, 0: not
+
+# What stands once for all channels: weights, or a mask.
+ctypedef fused weight:
+    float
+    double
+    flag
+
 # Tiles are compiled twice, so that what comes with few calls does not weigh on the others.
 ctypedef fused features:
     char        # none
@@ -51,6 +59,8 @@ cdef extern from "select.h" nogil:
     float cybn_choose_float(bint condition, float value, float other) noexcept
     double cybn_keep_double(bint condition, double value) noexcept
     double cybn_choose_double(bint condition, double value, double other) noexcept
+    float cybn_flagged_float(flag condition, float value) noexcept
+    double cybn_flagged_double(flag condition, double value) noexcept
 
 cdef extern from "lanes.h" nogil:
     enum:
@@ -68,13 +78,15 @@ cdef extern from "lanes.h" nogil:
         BY_MASK "CYBN_BY_MASK"
     void cybn_sum_float(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
                         Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y, Py_ssize_t y_pitch,
-                        Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
-                        const float *center, const float *scale, const float *offset, float slope, float *gated,
-                        Py_ssize_t gated_pitch, double *x_sums, float *dy_sums, float *products) noexcept
+                        const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t rest,
+                        Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further, const float *center, const float *scale,
+                        const float *offset, float slope, float *gated, Py_ssize_t gated_pitch, double *x_sums,
+                        float *dy_sums, float *products) noexcept
     void cybn_sum_double(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
                          Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y, Py_ssize_t y_pitch,
-                         Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
-                         const double *center, const double *scale, const double *offset, double slope, double *gated,
+                         const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t rest,
+                         Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further, const double *center,
+                         const double *scale, const double *offset, double slope, double *gated,
                          Py_ssize_t gated_pitch, double *x_sums, double *dy_sums, double *products) noexcept
 
 cdef extern from "<float.h>":
@@ -300,6 +312,11 @@ cdef inline real choose(bint condition, real value, real other) noexcept nogil:
         return cybn_choose_double(condition, value, other)
 
 
+cdef inline real flagged(flag condition, real value) noexcept nogil:
+    """The value where the flag is set, or 0."""
+    return cybn_flagged_float(condition, value) if real is float else cybn_flagged_double(condition, value)
+
+
 cdef inline real activated(real v, int activation, real negative_slope) noexcept nogil:
     """NaN and -0.0 pass."""
     if activation == 0:
@@ -314,15 +331,16 @@ cdef inline real passed(real g, real z, int activation, real negative_slope) noe
 
 # Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
 # and so is y near 0, for which every error of the mean counts. float64 input sums x - center instead, which serves
-# data with a large offset the same way. Weighted ones: both times a weight, which takes the place of dy.
+# data with a large offset the same way. Weighted ones: both times a weight, which takes the place of dy, or where flags
+# are set.
 # Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
 
 cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                             const real *y, Py_ssize_t y_pitch, Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap,
-                             const real *center, const real *scale, const real *offset, real negative_slope,
-                             real *gated, Py_ssize_t gated_pitch, double *x_sums, real *dy_sums, real *dots,
-                             int kind, Py_ssize_t further) noexcept nogil:
-    """Rows of `cols` columns. Weights, in the place of dy or y, repeat every `wrap` columns."""
+                             const real *y, Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch,
+                             Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap, const real *center, const real *scale,
+                             const real *offset, real negative_slope, real *gated, Py_ssize_t gated_pitch,
+                             double *x_sums, real *dy_sums, real *dots, int kind, Py_ssize_t further) noexcept nogil:
+    """Rows of `cols` columns. Flags, and weights in the place of dy, repeat every `wrap` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows; and
     # from memory what follows, or these columns of the next rows.
     cdef bint linear = x_pitch == cols
@@ -334,16 +352,22 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     if further and not linear:
         further = rows * x_pitch - AHEAD
     if real is float:
-        cybn_sum_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line, further,
-                       center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
+        cybn_sum_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
+                       ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
+                       dy_sums, dots)
     else:
-        cybn_sum_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, rows, 0, ahead, line, further,
-                        center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums, dots)
+        cybn_sum_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
+                        ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
+                        dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
             if kind < BACKWARD:
-                w = 1 if kind == PLAIN else dy[r * dy_pitch + j % wrap]
+                w = 1
+                if kind == COUNTED:
+                    w = -flags[r * flags_pitch + j % wrap]
+                elif kind != PLAIN:
+                    w = dy[r * dy_pitch + j % wrap]
                 if w != 0:
                     x_sums[j] += <double> (d if sizeof(real) == 8 else x[r * x_pitch + j]) * w
                     dots[j] += d * w * d
@@ -355,7 +379,7 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
                 g = passed[real](g, y[r * y_pitch + j], RELU, 0)
             elif kind == BY_LEAKY_Y or kind == KEEP_LEAKY:
                 g = passed[real](g, y[r * y_pitch + j], LEAKY_RELU, negative_slope)
-            elif kind == BY_MASK and y[r * y_pitch + j % wrap] == 0:
+            elif kind == BY_MASK and flags[r * flags_pitch + j % wrap] == 0:
                 continue
             if kind == KEEP_RELU or kind == KEEP_LEAKY:
                 gated[r * gated_pitch + j] = g
@@ -363,29 +387,29 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
             dots[j] += g * d
 
 
-cdef inline void reduce_run(const real *x, const real *dy, const real *y, Py_ssize_t inner, Py_ssize_t ahead,
-                            const real *center, const real *scale, const real *offset, real negative_slope,
-                            real *gated, double *x_sums, real *dy_sums, real *dots, int kind,
-                            Py_ssize_t further) noexcept nogil:
+cdef inline void reduce_run(const real *x, const real *dy, const real *y, const flag *flags,
+                            Py_ssize_t inner, Py_ssize_t ahead, const real *center, const real *scale,
+                            const real *offset, real negative_slope, real *gated, double *x_sums, real *dy_sums,
+                            real *dots, int kind, Py_ssize_t further) noexcept nogil:
     """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
-        cybn_sum_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES, further,
-                       center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
+        cybn_sum_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead, LANES,
+                       further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
     else:
-        cybn_sum_double(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, rows, rest, ahead, LANES, further,
-                        center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
+        cybn_sum_double(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead, LANES,
+                        further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
 
 
 cdef struct Extras:
     # What comes with a map; all zero: nothing.
     const void *residual    # forward: added before the activation
     Py_ssize_t residual_pitch
-    const void *weights     # forward: y is 0 where they are 0; backward: of the elements in the statistics
-    Py_ssize_t weights_pitch
+    const void *weights     # backward: of the elements in the statistics
+    const flag *mask     # instead of them: where the result is 0
+    Py_ssize_t weights_pitch    # of either
     bint even               # one for each row
-    bint masked             # and nothing else: dx is 0 where weights are
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
     const void *output      # or its result
     Py_ssize_t output_pitch
@@ -400,6 +424,8 @@ cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *ki
         extras.residual = <const real *> extras.residual + n
     if extras.weights != NULL and not extras.even:
         extras.weights = <const real *> extras.weights + n
+    if extras.mask != NULL and not extras.even:
+        extras.mask += n
     if gate and extras.gate != NULL:
         extras.gate = <const real *> extras.gate + n
     if extras.output != NULL:
@@ -422,8 +448,8 @@ cdef inline void normalize_row(const real *x, Py_ssize_t cols, const real *cente
 
 cdef inline void input_row(const real *x, const real *dy, Py_ssize_t cols, const real *center, const real *scale,
                            const real *offset, const real *slope, real *out, const real *weights, bint even,
-                           bint masked, const real *gate, const real *y, int activation, real negative_slope,
-                           bint uniform) noexcept nogil:
+                           const flag *mask, const real *gate, const real *y, int activation,
+                           real negative_slope, bint uniform) noexcept nogil:
     cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], t0 = slope[0], g0 = gate[0] if gate != NULL else 0
     cdef real w0 = weights[0] if even else 0, d, v
     cdef Py_ssize_t j
@@ -434,13 +460,13 @@ cdef inline void input_row(const real *x, const real *dy, Py_ssize_t cols, const
             v = passed(v, d * (s0 if uniform else scale[j]) + (g0 if uniform else gate[j]), activation, negative_slope)
         if y != NULL:
             v = passed(v, y[j], activation, negative_slope)
-        if weights != NULL and not masked:
+        if weights != NULL:
             v = v - (o0 if uniform else offset[j]) * (w0 if even else weights[j])
             v = v - d * (t0 if uniform else slope[j]) * (w0 if even else weights[j])
         else:
             v = (v - (o0 if uniform else offset[j])) - d * (t0 if uniform else slope[j])
         v = v * (s0 if uniform else scale[j])
-        out[j] = keep(weights[j] != 0, v) if masked else v
+        out[j] = flagged(mask[j], v) if mask != NULL else v
 
 
 cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -454,31 +480,32 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef Py_ssize_t r, j
     cdef const real *residual = NULL if plain else <const real *> extras.residual
     cdef const real *weights = NULL if plain else <const real *> extras.weights
+    cdef const flag *mask = NULL if plain else extras.mask
     cdef const real *gate = NULL if plain else <const real *> extras.gate
     cdef const real *y = NULL if plain else <const real *> extras.output
     cdef int activation = 0 if plain else extras.activation
     cdef real negative = 0 if plain else <real> extras.negative_slope
     for r in range(rows):
-        if weights != NULL and extras.even and weights[0] == 0 and (extras.masked or not backward):
+        if mask != NULL and extras.even and mask[0] == 0:
             memset(out, 0, cols * sizeof(real))
         elif backward and gate != NULL and activation == RELU:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, gate, NULL, RELU, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, gate, NULL, RELU, 0, uniform)
         elif backward and gate != NULL:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, gate, NULL, LEAKY_RELU,
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, gate, NULL, LEAKY_RELU,
                       negative, uniform)
         elif backward and y != NULL and activation == RELU:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, y, RELU, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, NULL, y, RELU, 0, uniform)
         elif backward and y != NULL:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, y, LEAKY_RELU,
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, NULL, y, LEAKY_RELU,
                       negative, uniform)
-        elif backward and (weights == NULL or extras.masked and extras.even):
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, False, NULL, NULL, 0, 0, uniform)
-        elif backward and extras.masked:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, True, NULL, NULL, 0, 0, uniform)
+        elif backward and weights == NULL and (mask == NULL or extras.even):
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, NULL, NULL, 0, 0, uniform)
+        elif backward and mask != NULL:
+            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, mask, NULL, NULL, 0, 0, uniform)
         elif backward and extras.even and not uniform:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, True, False, NULL, NULL, 0, 0, False)
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, True, NULL, NULL, NULL, 0, 0, False)
         elif backward:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, False, NULL, NULL, 0, 0, uniform)
+            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, NULL, NULL, NULL, 0, 0, uniform)
         elif residual == NULL:
             if activation == 0:
                 normalize_row(x, cols, center, scale, offset, out, NULL, 0, 0, uniform)
@@ -492,9 +519,9 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
             normalize_row(x, cols, center, scale, offset, out, residual, RELU, 0, uniform)
         else:
             normalize_row(x, cols, center, scale, offset, out, residual, LEAKY_RELU, negative, uniform)
-        if not backward and weights != NULL and not extras.even:
+        if not backward and mask != NULL and not extras.even:
             for j in range(cols):
-                out[j] = keep(weights[j] != 0, out[j])
+                out[j] = flagged(mask[j], out[j])
         x += x_pitch
         dy += dy_pitch
         out += out_pitch
@@ -511,6 +538,8 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
             residual += extras.residual_pitch
         if weights != NULL:
             weights += extras.weights_pitch
+        if mask != NULL:
+            mask += extras.weights_pitch
 
 
 cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -613,6 +642,8 @@ cdef inline void spread_tables(const Columns *columns, real *tables, Py_ssize_t 
 
 
 cdef inline real weight_of(const Job *job, Py_ssize_t o, Py_ssize_t i, real *kind) noexcept nogil:
+    if job.mask != NULL:
+        return -job.mask[o * job.inner + i]
     return 1 if job.weights == NULL else (<const real *> job.weights)[o * job.inner + i]
 
 
@@ -640,7 +671,7 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
     cdef const real *x
     for e in range(SAMPLES):
         i = e * block.count // SAMPLES
-        if job.weights != NULL:
+        if job.weights != NULL or job.mask != NULL:
             # The next that counts: there is one.
             while weight_of(job, block.o0 + i // width, block.i0 + i % width, shift) == 0:
                 i = i + 1 if i + 1 < block.count else 0
@@ -664,14 +695,13 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
 
 # What comes with a panel: weights, and the gradients that pass the mask and the activation.
 
-cdef inline const real *weigh(const Job *job, const Panel *panel, bint rows, Py_ssize_t repeats, Py_ssize_t size,
-                              real *stage, Py_ssize_t *pitch) noexcept nogil:
-    """The weights of a panel's elements. In runs they are the same for each run; in rows those of an outer index are
-    repeated to `size` of them, `repeats` such in a row."""
-    cdef const real *weights = <const real *> job.weights
+cdef inline const weight *weigh(const Job *job, const weight *weights, const Panel *panel, bint rows,
+                                Py_ssize_t repeats, Py_ssize_t size, weight *stage, Py_ssize_t *pitch) noexcept nogil:
+    """The weights (or flags) of a panel's elements. In runs they are the same for each run; in rows those of an outer
+    index are repeated to `size` of them, `repeats` such in a row."""
     cdef Py_ssize_t width = job.channels * job.inner, o = panel.flat // width
     cdef Py_ssize_t r, p, j, filled, more
-    cdef real *to = stage
+    cdef weight *to = stage
     if not rows:
         pitch[0] = 0
         return weights + o * job.inner + panel.flat % job.inner
@@ -679,14 +709,14 @@ cdef inline const real *weigh(const Job *job, const Panel *panel, bint rows, Py_
     for r in range(panel.rows):
         for p in range(repeats):
             filled = min(job.inner, size)
-            memcpy(to, weights + (o + p) * job.inner, filled * sizeof(real))
+            memcpy(to, weights + (o + p) * job.inner, filled * sizeof(weight))
             if filled == 1:
                 for j in range(size):
                     to[j] = weights[o + p]
                 filled = size
             while filled < size:
                 more = min(filled, size - filled)
-                memcpy(to + filled, to, more * sizeof(real))
+                memcpy(to + filled, to, more * sizeof(weight))
                 filled += more
             to += size
         o += panel.pitch // width
@@ -743,13 +773,13 @@ cdef inline void gate_row(const real *x, const real *dy, const real *y, Py_ssize
 
 
 cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize_t x_pitch,
-                     const real *dy, Py_ssize_t dy_pitch, const real *weights, Py_ssize_t weights_pitch,
-                     const real *table, bint uniform, real *x_to, real *to) noexcept nogil:
-    """dy behind mask and activation -> to; x -> x_to, with the mean for what is masked (where there is a mask)."""
+                     const real *dy, Py_ssize_t dy_pitch, const flag *flags, Py_ssize_t flags_pitch,
+                     const real *table, bint uniform, real *to) noexcept nogil:
+    """dy behind activation and mask (NULL: none) -> to."""
     cdef real y_stage[PANEL]
     cdef const real *y = NULL
     cdef Py_ssize_t r, j, y_pitch = 0, cols = panel.cols
-    cdef real negative = <real> job.negative_slope, mean
+    cdef real negative = <real> job.negative_slope
     cdef bint by_output = job.activation != 0 and job.output.data != NULL
     if by_output:
         y = fetch(&job.output, panel, y_stage, &y_pitch)
@@ -768,14 +798,10 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
             gate_row(x, dy, NULL, cols, table, to, LEAKY_RELU, negative, False)
         elif to != dy:
             memcpy(to, dy, cols * sizeof(real))
-        if job.masked:
-            mean = table[4 * TABLE]
+        if flags != NULL:
             for j in range(cols):
-                to[j] = keep(weights[j] != 0, to[j])
-            for j in range(cols):
-                x_to[j] = choose(weights[j] != 0, x[j], mean if uniform else table[4 * TABLE + j])
-            weights += weights_pitch
-            x_to += cols
+                to[j] = flagged(flags[j], to[j])
+            flags += flags_pitch
         x += x_pitch
         dy += dy_pitch
         y += y_pitch
@@ -785,7 +811,7 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
 
 cdef inline bint gates(const Job *job) noexcept nogil:
     """Whether gradients must pass something."""
-    return job.dy.data != NULL and (job.activation != 0 or job.masked)
+    return job.dy.data != NULL and (job.activation != 0 or job.mask != NULL)
 
 
 cdef inline const Operand *gradient(const Job *job) noexcept nogil:
@@ -795,20 +821,17 @@ cdef inline const Operand *gradient(const Job *job) noexcept nogil:
 
 cdef inline bint only_activated(const Job *job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
     """Whether the gate is the activation of d * scale + offset, or of a given result, and nothing else."""
-    return (job.activation != 0 and not job.masked
+    return (job.activation != 0 and job.mask == NULL
             and (job.output.data != NULL or not cybn_outside(job.gate_factor + c0, n, 1, 1)))
 
 
 cdef void open_gate(const Job *job, Py_ssize_t c0, const Columns *columns, bint rows, real *table) noexcept nogil:
-    """The tables of `gate_panel`: factor, center, scale, offset, mean; per channel in runs, per column in rows."""
+    """The tables of `gate_panel`: factor, center, scale, offset; per channel in runs, per column in rows."""
     cdef Py_ssize_t j
     for j in range(columns.tile):
-        if job.activation:
-            read_gate[real](job, c0 + j, &table[j], &table[TABLE + j], &table[2 * TABLE + j],
-                            &table[3 * TABLE + j])
-        table[4 * TABLE + j] = <real> job.mean[c0 + j]
+        read_gate[real](job, c0 + j, &table[j], &table[TABLE + j], &table[2 * TABLE + j], &table[3 * TABLE + j])
     if rows:
-        spread_tables(columns, table, 5)
+        spread_tables(columns, table, 4)
 
 
 cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double *first, double *second,
@@ -828,7 +851,7 @@ cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double 
         flat = (o * job.channels + c) * job.inner
         for i in range(block.i0, block.i1):
             w = weight_of(job, o, i, kind)
-            if w == 0 and (job.masked or not backward):
+            if w == 0 and (job.mask != NULL or not backward):
                 continue
             d = element(&job.x, flat + i, kind) - mean
             if backward:
@@ -962,17 +985,19 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Columns columns = layout_columns(job, tile)
     cdef double before = 0
     cdef double *partial
-    cdef bint more, folded, whole, gated = features is short and backward, weighted = features is short and not backward
+    cdef bint more, folded, whole, gated = features is short and backward
+    cdef bint masked = features is short and job.mask != NULL
+    cdef bint weighted = features is short and job.weights != NULL and not backward
     cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel)
-    cdef real gate[5 * TABLE]
-    cdef const real *weights = NULL
+    cdef real gate[4 * TABLE]
     cdef const real *y = NULL
-    cdef Py_ssize_t weights_pitch = 0, y_pitch = 0
+    cdef const flag *flags = NULL
+    cdef Py_ssize_t y_pitch = 0, flags_pitch = 0
     # What an owner's map adds to x comes from memory while x, which is in a cache, is summed.
     cdef const real *residual = NULL
     if job.owned and job.stream and not backward and job.residual.direct:
         residual = <const real *> job.residual.data
-    # The usual gates, an activation or a mask, are passed on the way.
+    # An activation or a mask is passed on the way, the two of them and what is kept behind a mask before.
     cdef bint keeps = gated and job.gated.data != NULL
     # What has passed goes through dy's stage where it cannot be written in place.
     cdef bint staged = keeps and not job.gated.direct
@@ -983,7 +1008,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef real *kept = dy_stage
     cdef Py_ssize_t kept_pitch = 0
     cdef real negative_slope = <real> job.negative_slope
-    cdef bint masked = gated and job.activation == 0 and not keeps
+    cdef bint before_sums = gated and not active and (job.activation != 0 or keeps)
     cdef int kind_of_sum = PLAIN, usual
     cdef const real *scale = gate + 2 * TABLE
     cdef const real *offset = gate + 3 * TABLE
@@ -991,7 +1016,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if job.distant else 0
     # Columns after which weights repeat, where that is soon.
     cdef Py_ssize_t wrap = COLUMNS, size = tile * job.inner
-    if (weighted or masked) and job.rows and job.period == 1:
+    if (weighted or masked) and not before_sums and job.rows and job.period == 1:
         wrap = (LANES + job.inner - 1) // job.inner * job.inner
         size = wrap + LANES
     if backward:
@@ -1001,8 +1026,10 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         elif active:
             kind_of_sum = BY_LEAKY_X if not by_output else KEEP_LEAKY if keeps else BY_LEAKY_Y
     elif weighted:
-        kind_of_sum = COUNTED if job.masked else POSITIVE if job.positive else WEIGHTED
-    if (job.x.direct and (not backward or job.dy.direct) and (active or masked or not gated)
+        kind_of_sum = POSITIVE if job.positive else WEIGHTED
+    elif masked:
+        kind_of_sum = COUNTED
+    if (job.x.direct and (not backward or job.dy.direct) and not before_sums
             and not ((weighted or masked) and job.rows and wrap == COLUMNS) and (not by_output or job.output.direct)
             and not staged):
         least = 1 if not job.rows else STATS_ROWS
@@ -1014,7 +1041,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
         spread(&columns, shift, center)
-        if gated and not masked and not by_output:
+        if gated and job.activation != 0 and job.output.data == NULL:
             # Per column, for the sums that pass it on the way also where columns are lanes.
             open_gate[real](job, c0, &columns, active or job.rows, gate)
     usual = kind_of_sum
@@ -1033,8 +1060,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             if block.weight == 0:
                 continue    # nothing in it counts
         if features is short:
-            if weighted or masked:
-                whole = job.masked and block.weight == <double> block.count
+            if masked:
+                whole = block.weight == <double> block.count
                 kind_of_sum = usual if not whole else BACKWARD if backward else PLAIN     # as without a mask
         if not backward:
             sample_shifts(job, &block, c0, tile, shift)
@@ -1055,29 +1082,22 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
             if features is short:
-                if weighted or (gated and job.masked):
-                    weights = weigh[real](job, &panel, job.rows, max(1, panel.cols // (tile * job.inner)), size,
-                                          w_stage, &weights_pitch)
+                j = max(1, panel.cols // (tile * job.inner))
                 if weighted:
-                    dy = weights
-                    dy_pitch = weights_pitch
+                    dy = weigh[real](job, <const real *> job.weights, &panel, job.rows, j, size, w_stage, &dy_pitch)
+                if masked:
+                    flags = weigh[flag](job, job.mask, &panel, job.rows, j, size, <flag *> w_stage, &flags_pitch)
                 kept_pitch = panel.cols
                 if keeps and not staged:
                     kept = (<real *> job.gated.data) + panel.flat
                     kept_pitch = panel.pitch
                 if by_output:
                     y = fetch(&job.output, &panel, w_stage, &y_pitch)
-                elif masked:
-                    y = weights
-                    y_pitch = weights_pitch
-                elif gated and not active:
-                    gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, weights, weights_pitch,
-                                     gate + (0 if job.rows else panel.channel), not job.rows, x_stage, dy_stage)
+                elif before_sums:
+                    gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, flags, flags_pitch,
+                                     gate + (0 if job.rows else panel.channel), not job.rows, dy_stage)
                     dy = dy_stage
                     dy_pitch = panel.cols
-                    if job.masked:
-                        x = x_stage
-                        x_pitch = panel.cols
                     if keeps:
                         deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)
             walk = panel
@@ -1087,8 +1107,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             if job.rows:
                 for r in range(panel.rows if residual != NULL else 0):
                     cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
-                reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, panel.rows, panel.cols, wrap, center, scale, offset,
-                            negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum, further)
+                reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, panel.rows, panel.cols, wrap,
+                            center, scale, offset, negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum,
+                            further)
             else:
                 # Fetched ahead: the run after the next one, at last of the next panel.
                 ahead -= max(panel.rows - 2, 0) * panel.pitch
@@ -1096,7 +1117,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     j = (panel.channel + r) * LANES
                     if residual != NULL:
                         cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
-                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, panel.cols,
+                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, flags, panel.cols,
                                2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j,
                                dots + j, kind_of_sum, further)
@@ -1140,10 +1161,12 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint rows = job.rows and job.inner < SHORTEST
     cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
     cdef bint plain = features is char
-    cdef bint gated = not plain and gates(job) and job.gated.data == NULL
-    cdef bint weighted = not plain and job.weights != NULL and (backward or job.zeroed)
+    # What has not passed the activation yet; a mask is passed on the way.
+    cdef bint gated = not plain and job.dy.data != NULL and job.activation != 0 and job.gated.data == NULL
+    cdef bint weighted = not plain and backward and job.weights != NULL
+    cdef bint masked = not plain and job.mask != NULL and (job.dy.data != NULL or job.zeroed)
     cdef bint by_output = False
-    cdef real gate[5 * TABLE]
+    cdef real gate[4 * TABLE]
     cdef real w_stage[PANEL]
     cdef Py_ssize_t pitch, least = 1, budget = PANEL    # a stage holds no more
     cdef Extras extras
@@ -1158,27 +1181,24 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         if backward or job.dy.data == NULL:
             extras.activation = job.activation
             extras.negative_slope = job.negative_slope
-        # Passed on the way, where it is an activation alone or a mask alone.
-        if backward and job.masked and (job.activation == 0 or job.gated.data != NULL):
-            extras.masked = True
-            gated = False
-        elif gated and backward and not weighted and only_activated(job, c0, n):
+        # So is an activation alone.
+        if gated and backward and not weighted and only_activated(job, c0, n):
             gated = False
             by_output = job.output.data != NULL
             if not by_output:
                 extras.gate = gate + 3 * TABLE
     # One weight for each row.
-    cdef bint even = rows and job.inner == 1 and job.period == 1 and not gated
+    cdef bint even = rows and job.inner == 1 and job.period == 1
     extras.even = even
     cdef bint unstaged = source.direct and direct and not scaled and not (two and not gradients.direct)
     if features is short:
-        unstaged = (unstaged and not gated and not (weighted and not even)
+        unstaged = (unstaged and not gated and not ((weighted or masked) and not even)
                     and not (by_output and not job.output.direct)
                     and not (job.residual.data != NULL
                              and (job.residual.data == job.out.data or not job.residual.direct)))
     if rows and unstaged and n < job.channels:
         least = LINES // (2 + two + (not plain and (by_output or job.residual.data != NULL)))
-    elif rows and unstaged and not weighted and job.outer * n * job.inner >= MANY:
+    elif rows and unstaged and not (weighted or masked) and job.outer * n * job.inner >= MANY:
         j = max(1, WIDE // columns.count)
         columns.repeats *= j
         columns.count *= j
@@ -1223,22 +1243,24 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             if two:
                 dy = fetch(gradients, &panel, dy_stage, &dy_pitch)
             if features is short:
-                if weighted or (gated and job.masked):
-                    if even:
-                        extras.weights = (<const real *> job.weights) + panel.flat // job.channels
-                        extras.weights_pitch = 1
-                    else:
-                        extras.weights = weigh[real](job, &panel, rows, panel.cols // (n * job.inner), n * job.inner,
-                                                     w_stage, &extras.weights_pitch)
+                j = n * job.inner
+                if weighted and even:
+                    extras.weights = (<const real *> job.weights) + panel.flat // job.channels
+                    extras.weights_pitch = 1
+                elif weighted:
+                    extras.weights = weigh[real](job, <const real *> job.weights, &panel, rows, panel.cols // j, j,
+                                                 w_stage, &extras.weights_pitch)
+                elif masked and even:
+                    extras.mask = job.mask + panel.flat // job.channels
+                    extras.weights_pitch = 1
+                elif masked:
+                    extras.mask = weigh[flag](job, job.mask, &panel, rows, panel.cols // j, j, <flag *> w_stage,
+                                              &extras.weights_pitch)
                 if gated:
-                    gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, <const real *> extras.weights,
-                                     extras.weights_pitch, gate + (0 if rows else panel.channel), not rows,
-                                     x_stage, dy_stage)
+                    gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, NULL, 0,
+                                     gate + (0 if rows else panel.channel), not rows, dy_stage)
                     dy = dy_stage
                     dy_pitch = panel.cols
-                    if job.masked:
-                        x = x_stage
-                        x_pitch = panel.cols
                     if not backward:
                         x = dy
                         x_pitch = dy_pitch
@@ -1282,7 +1304,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
 cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop,
                        bint backward, real *kind) noexcept nogil:
     """Slice by slice; runs of several blocks one after the other where they come from memory, in its order."""
-    cdef bint plain = not gates(job) if backward else job.weights == NULL
+    cdef bint plain = not gates(job) if backward else job.weights == NULL and job.mask == NULL
     cdef Py_ssize_t width = 1 if run_by_run(job) else job.tile
     cdef Py_ssize_t first = slice_start(job, piece), end = slice_start(job, stop), last, start, c, then
     while first < end:
@@ -1311,7 +1333,7 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
 cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t end,
                     bint backward, real *kind) noexcept nogil:
     cdef bint plain = ((job.gated.data != NULL or not gates(job)) and
-                       (job.weights == NULL if backward or job.dy.data != NULL else
+                       (job.weights == NULL and job.mask == NULL if backward or job.dy.data != NULL else
                         job.residual.data == NULL and job.activation == 0 and not job.zeroed))
     cdef Py_ssize_t width = map_width(job), stop
     while c0 < c1:

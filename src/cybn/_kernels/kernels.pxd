@@ -15,6 +15,8 @@ cdef extern from "vectors.h":
     int cybn_look_double(const double *weights, Py_ssize_t n) noexcept nogil
     double cybn_sum_powers_float(const float *weights, Py_ssize_t n, int power) noexcept nogil
     double cybn_sum_powers_double(const double *weights, Py_ssize_t n, int power) noexcept nogil
+    void cybn_flag(const char *values, signed char *flags, Py_ssize_t n) noexcept nogil
+    double cybn_count_flags(const signed char *flags, Py_ssize_t n) noexcept nogil
 
 cdef enum:
     LANES = 16          # accumulators of a run: element i of a block goes to lane i % LANES
@@ -49,10 +51,10 @@ cdef struct Job:
     int activation
     double negative_slope
     void *weights               # (outer, inner), of x's type, dense: of the elements in the statistics; NULL: all 1
-    bint masked                 # weights are 0 and 1, and backward leaves out what has 0
     bint positive               # none is 0
-    bint zeroed                 # y is 0 where they are
-    double *block_weights       # their sums; NULL: of no use, elements are counted
+    const signed char *mask     # instead of weights: -1 for those elements, 0 for the rest, which backward leaves out
+    bint zeroed                 # y is 0 there
+    double *block_weights       # the sums of either; NULL: of no use, elements are counted
     Operand output              # y: tells which gradients pass the activation; else x tells
     Operand gated               # where backward leaves the gradients that have passed it
 

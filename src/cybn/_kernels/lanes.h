@@ -14,12 +14,14 @@
 #define CYBN_LANES_H
 
 #include <stddef.h>
+#include <string.h>
 
 /* What a leaf takes, each array with its pitch from row to row. */
 #define CYBN_TAKES(real)                                                                                              \
     const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, const real *y, ptrdiff_t y_pitch,             \
-        ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line, ptrdiff_t further, const real *shift,        \
-        const real *scale, const real *offset, real slope, real *gated, ptrdiff_t gated_pitch
+        const signed char *flags, ptrdiff_t flags_pitch, ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead,             \
+        ptrdiff_t line, ptrdiff_t further, const real *shift, const real *scale, const real *offset, real slope,      \
+        real *gated, ptrdiff_t gated_pitch
 
 #if defined(__GNUC__)
 
@@ -45,6 +47,32 @@
 
 /* Vectors of `bytes` bytes, wherever they lie. */
 #define CYBN_VECTOR(real, bytes) real __attribute__((vector_size(bytes), aligned(sizeof(real)), may_alias))
+
+/* A vector of flags, bytes of 0 and -1, as lanes of 0 and -1. (Of __builtin_convertvector gcc 12 makes a load for each.) */
+#if defined(__SSE2__)
+CYBN_INLINE __m128i cybn_flags_16_float(const signed char *p) {
+    int four;
+    memcpy(&four, p, sizeof four);
+    __m128i v = _mm_cvtsi32_si128(four);
+    v = _mm_unpacklo_epi8(v, v);
+    return _mm_unpacklo_epi16(v, v);
+}
+CYBN_INLINE __m128i cybn_flags_16_double(const signed char *p) {
+    short two;
+    memcpy(&two, p, sizeof two);
+    __m128i v = _mm_cvtsi32_si128(two);
+    v = _mm_unpacklo_epi8(v, v);
+    v = _mm_unpacklo_epi16(v, v);
+    return _mm_unpacklo_epi32(v, v);
+}
+#define CYBN_FLAGS_16_float(p) (mask)cybn_flags_16_float(p)
+#define CYBN_FLAGS_16_double(p) (mask)cybn_flags_16_double(p)
+#define CYBN_FLAGS_32_float(p) (mask)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p)))
+#define CYBN_FLAGS_32_double(p) (mask)_mm256_cvtepi8_epi64(_mm_castps_si128(_mm_load_ss((const float *)(p))))
+#else
+#define CYBN_FLAGS_16_float(p) (mask){(p)[0], (p)[1], (p)[2], (p)[3]}
+#define CYBN_FLAGS_16_double(p) (mask){(p)[0], (p)[1]}
+#endif
 #define CYBN_EACH(i, n) _Pragma("GCC unroll 16") for (i = 0; i < (n); i++)
 #define CYBN_LINE(p) ((int)(64 / sizeof *(p)))
 #define CYBN_PREFETCH(p, n)                                                                                           \
@@ -89,8 +117,10 @@ static const int cybn_last_float[32] = {CYBN_OFF, CYBN_ON};
 static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
 /* sums += w * x (double) and squares += w * (x - shift)^2 (float), with w in the place of dy. `weighted` is a constant.
-   0: w is 1 and not read; 1: any; 2: it is 0 or 1; 3: it is not 0. So odd ones multiply, and 1 and 2 select: what has
-   weight 0 does not count, even if it is no number. */
+   0: w is 1 and not read; 1: any; 2: it is 1 where flags are set, else 0; 3: it is not 0. So odd ones multiply, and 1
+   and 2 select: what has weight 0 does not count, even if it is no number. */
+#define CYBN_COUNTS_FLOAT(bytes, weighted)                                                                            \
+    (weighted == 2 ? CYBN_FLAGS_##bytes##_float(flags + i * F) : (mask)(*(const vector *)(dy + i * F) != 0))
 #define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
     CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \
         typedef CYBN_VECTOR(float, bytes) vector;                                                                     \
@@ -112,16 +142,12 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             CYBN_PREFETCH(next, n);                                                                                   \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
-                if (weighted) {                                                                                       \
-                    const vector u = *(const vector *)(dy + i * F);                                                   \
-                    if (weighted != 3) {                                                                              \
-                        const mask counts = (mask)(u != 0);                                                           \
-                        row[i] = (vector)(*(const mask *)(x + i * F) & counts);                                       \
-                        d = (vector)((mask)d & counts);                                                               \
-                    }                                                                                                 \
-                    q[i] += weighted == 2 ? d * d : d * u * d;                                                        \
-                } else                                                                                                \
-                    q[i] += d * d;                                                                                    \
+                if (weighted % 3) {                                                                                   \
+                    const mask counts = CYBN_COUNTS_FLOAT(bytes, weighted);                                           \
+                    row[i] = (vector)(*(const mask *)(x + i * F) & counts);                                           \
+                    d = (vector)((mask)d & counts);                                                                   \
+                }                                                                                                     \
+                q[i] += weighted % 2 ? d * *(const vector *)(dy + i * F) * d : d * d;                                 \
                 CYBN_NOW(q[i]);                                                                                       \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
@@ -134,25 +160,23 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             }                                                                                                         \
             x += pitch;                                                                                               \
             dy += dy_pitch;                                                                                           \
+            if (weighted == 2) flags += flags_pitch;                                                                  \
             next += line;                                                                                             \
         })                                                                                                            \
         if (rest) {                                                                                                   \
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
+            if (weighted == 2) flags += rest - n;                                                                     \
             CYBN_EACH(i, n / F) {                                                                                     \
                 mask counts;                                                                                          \
                 if (rest <= n - (i + 1) * F) continue;                                                                \
                 counts = *(const mask *)(cybn_last_float + rest + i * F);                                             \
                 CYBN_NOW(counts);                                                                                     \
-                vector u = {};                                                                                        \
-                if (weighted) {                                                                                       \
-                    u = *(const vector *)(dy + i * F);                                                                \
-                    if (weighted != 3) counts &= (mask)(u != 0);                                                      \
-                }                                                                                                     \
+                if (weighted % 3) counts &= CYBN_COUNTS_FLOAT(bytes, weighted);                                       \
                 row[i] = *(const vector *)(x + i * F);                                                                \
                 d = (vector)((mask)(row[i] - k[i]) & counts);                                                         \
                 row[i] = (vector)((mask)row[i] & counts);                                                             \
-                q[i] += weighted % 2 ? d * u * d : d * d;                                                             \
+                q[i] += weighted % 2 ? d * *(const vector *)(dy + i * F) * d : d * d;                                 \
             }                                                                                                         \
             CYBN_EACH(i, n / D) {                                                                                     \
                 wide v;                                                                                               \
@@ -169,15 +193,16 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     }
 
 /* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
-   or w * (x - shift) where dy is w (or 0 or 1), or dy behind the activation of (x - shift) * scale + offset, or behind
-   the one that gave y, or both where y is not 0. by_y: y is an array as long as x, fetched as x and dy are. */
-#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, by_y)                                                            \
+   or w * (x - shift) where dy is w, or dy behind the activation of (x - shift) * scale + offset, or behind the one that
+   gave y, or one of these where flags are set. by_y: y is an array as long as x, fetched as x and dy are. */
+#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, by_y, flagged)                                                   \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
         typedef CYBN_VECTOR(bits, bytes) mask;                                                                        \
         enum { F = bytes / sizeof(real) };                                                                            \
         const real *next = x + ahead, *dy_next = dy + ahead, *y_next = by_y ? y + ahead : next;                       \
         vector a[n / F], q[n / F], k[n / F], d, t;                                                                    \
+        mask counts;                                                                                                  \
         int i;                                                                                                        \
         CYBN_EACH(i, n / F) {                                                                                         \
             a[i] = *(const vector *)(sums + i * F);                                                                   \
@@ -190,6 +215,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             if (by_y) CYBN_PREFETCH(y_next, n);                                                                       \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
+                if (flagged) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                     \
                 t = T(dy);                                                                                            \
                 a[i] += t;                                                                                            \
                 q[i] += t * d;                                                                                        \
@@ -199,6 +225,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             x += pitch;                                                                                               \
             dy += dy_pitch;                                                                                           \
             y += y_pitch;                                                                                             \
+            if (flagged) flags += flags_pitch;                                                                        \
             gated += gated_pitch;                                                                                     \
             next += line;                                                                                             \
             dy_next += line;                                                                                          \
@@ -208,12 +235,14 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
             y += rest - n;                                                                                            \
+            if (flagged) flags += rest - n;                                                                           \
             gated += rest - n;                                                                                        \
             CYBN_EACH(i, n / F) {                                                                                     \
                 mask last;                                                                                            \
                 if (rest <= n - (i + 1) * F) continue;                                                                \
                 last = *(const mask *)(cybn_last_##real + rest + i * F);                                              \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
+                if (flagged) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                     \
                 t = T(dy);                                                                                            \
                 a[i] += (vector)((mask)t & last);                                                                     \
                 q[i] += (vector)((mask)(t * d) & last);                                                               \
@@ -228,8 +257,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_GRADIENT(g) *(const vector *)((g) + i * F)
 #define CYBN_WEIGHED(w)                                                                                               \
     CYBN_GRADIENT(w) * (d = (vector)((mask)d & (mask)(CYBN_GRADIENT(w) != 0)))
-
-#define CYBN_COUNTED(w) (d = (vector)((mask)d & (mask)(CYBN_GRADIENT(w) != 0)))
+#define CYBN_COUNTED(w) (d = (vector)((mask)d & counts))
 
 #define CYBN_Z d * *(const vector *)(scale + i * F) + *(const vector *)(offset + i * F)
 #define CYBN_RELU(g, z) (vector)((mask)CYBN_GRADIENT(g) & ~(mask)((z) <= 0))
@@ -241,8 +269,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_LEAKY_Y(g) CYBN_LEAKY(g, CYBN_GRADIENT(y))
 #define CYBN_KEEP_RELU_Y(g) (*(vector *)(gated + i * F) = CYBN_RELU_Y(g))
 #define CYBN_KEEP_LEAKY_Y(g) (*(vector *)(gated + i * F) = CYBN_LEAKY_Y(g))
-#define CYBN_KEPT(v) (vector)((mask)(v) & (mask)(CYBN_GRADIENT(y) != 0))
-#define CYBN_MASKED(g) (d = CYBN_KEPT(d), CYBN_KEPT(CYBN_GRADIENT(g)))
+#define CYBN_MASKED(g) (d = (vector)((mask)d & counts), (vector)((mask)CYBN_GRADIENT(g) & counts))
 
 #else
 
@@ -251,19 +278,20 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
     CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \
         ptrdiff_t r, i;                                                                                               \
-        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch)                                                       \
+        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch, flags += flags_pitch)                                 \
             for (i = r < rows ? 0 : n - rest; i < n; i++) {                                                           \
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
                 float d = x[at] - shift[i];                                                                           \
-                if (weighted && dy[at] == 0) continue;                                                                \
+                if (weighted == 2 ? !flags[at] : weighted && dy[at] == 0) continue;                                   \
                 squares[i] += weighted % 2 ? d * dy[at] * d : d * d;                                                  \
                 sums[i] += weighted % 2 ? (double)x[at] * dy[at] : x[at];                                             \
             }                                                                                                         \
     }
-#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, by_y)                                                            \
+#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, by_y, flagged)                                                   \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         ptrdiff_t r, i;                                                                                               \
-        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch, y += y_pitch, gated += gated_pitch)                   \
+        for (r = 0; r <= rows;                                                                                        \
+             r++, x += pitch, dy += dy_pitch, y += y_pitch, flags += flags_pitch, gated += gated_pitch)               \
             for (i = r < rows ? 0 : n - rest; i < n; i++) {                                                           \
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
                 real d = x[at] - shift[i];                                                                            \
@@ -275,90 +303,89 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_DEVIATION(g) d
 #define CYBN_GRADIENT(g) (g)[at]
 #define CYBN_WEIGHED(w) CYBN_GRADIENT(w) * (d = CYBN_GRADIENT(w) != 0 ? d : 0)
-
-#define CYBN_COUNTED(w) (d = CYBN_GRADIENT(w) != 0 ? d : 0)
+#define CYBN_COUNTED(w) (d = flags[at] ? d : 0)
 #define CYBN_RELU_X(g) (d * scale[i] + offset[i] <= 0 ? 0 : CYBN_GRADIENT(g))
 #define CYBN_RELU_Y(g) (CYBN_GRADIENT(y) <= 0 ? 0 : CYBN_GRADIENT(g))
 #define CYBN_LEAKY_X(g) (d * scale[i] + offset[i] > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
 #define CYBN_LEAKY_Y(g) (CYBN_GRADIENT(y) > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
 #define CYBN_KEEP_RELU_Y(g) (gated[at] = CYBN_RELU_Y(g))
 #define CYBN_KEEP_LEAKY_Y(g) (gated[at] = CYBN_LEAKY_Y(g))
-#define CYBN_MASKED(g) (d = CYBN_GRADIENT(y) != 0 ? d : 0, CYBN_GRADIENT(y) != 0 ? CYBN_GRADIENT(g) : 0)
+#define CYBN_MASKED(g) (d = flags[at] ? d : 0, flags[at] ? CYBN_GRADIENT(g) : 0)
 
 #endif
 
 #define CYBN_EXPAND(macro, ...) macro(__VA_ARGS__)
-#define CYBN_KIND(name, real, bits, T, by_y)                                                                          \
-    CYBN_EXPAND(CYBN_PRODUCTS, name, real, bits, CYBN_WIDTH, 16, T, by_y)                                             \
-    CYBN_PRODUCTS(name##_quad, real, bits, 16, 4, T, by_y)
+#define CYBN_KIND(name, real, bits, T, by_y, flagged)                                                                 \
+    CYBN_EXPAND(CYBN_PRODUCTS, name, real, bits, CYBN_WIDTH, 16, T, by_y, flagged)                                    \
+    CYBN_PRODUCTS(name##_quad, real, bits, 16, 4, T, by_y, flagged)
 
 #define CYBN_STATS(name, weighted)                                                                                    \
     CYBN_EXPAND(CYBN_STATS_FLOAT, name, CYBN_WIDTH, 16, weighted)                                                     \
     CYBN_STATS_FLOAT(name##_quad, 16, 4, weighted)
 #define CYBN_GRADIENTS(real, bits)                                                                                    \
-    CYBN_KIND(cybn_backward_##real, real, bits, CYBN_GRADIENT, 0)                                                     \
-    CYBN_KIND(cybn_relu_x_##real, real, bits, CYBN_RELU_X, 0)                                                         \
-    CYBN_KIND(cybn_relu_y_##real, real, bits, CYBN_RELU_Y, 1)                                                         \
-    CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X, 0)                                                       \
-    CYBN_KIND(cybn_leaky_y_##real, real, bits, CYBN_LEAKY_Y, 1)                                                       \
-    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU_Y, 1)                                                 \
-    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY_Y, 1)                                               \
-    CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED, 0)
+    CYBN_KIND(cybn_backward_##real, real, bits, CYBN_GRADIENT, 0, 0)                                                  \
+    CYBN_KIND(cybn_relu_x_##real, real, bits, CYBN_RELU_X, 0, 0)                                                      \
+    CYBN_KIND(cybn_relu_y_##real, real, bits, CYBN_RELU_Y, 1, 0)                                                      \
+    CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X, 0, 0)                                                    \
+    CYBN_KIND(cybn_leaky_y_##real, real, bits, CYBN_LEAKY_Y, 1, 0)                                                    \
+    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU_Y, 1, 0)                                              \
+    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY_Y, 1, 0)                                            \
+    CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED, 0, 1)
 
 CYBN_STATS(cybn_plain_float, 0)
 CYBN_STATS(cybn_weighted_float, 1)
 CYBN_STATS(cybn_positive_float, 3)
 CYBN_STATS(cybn_counted_float, 2)
-CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION, 0)
-CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED, 0)
+CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION, 0, 0)
+CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED, 0, 0)
 #define cybn_positive_double cybn_weighted_double
 #define cybn_positive_double_quad cybn_weighted_double_quad
-CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED, 0)
+CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED, 0, 1)
 CYBN_GRADIENTS(float, int)
 CYBN_GRADIENTS(double, long long)
 
-/* What is summed beside x: nothing, weights in dy's place, positive ones, weights of 0 and 1 there, dy, dy behind a ReLU or
-   a leaky one (of x, or with result y, or that and written to gated), dy with weights of 0 and 1 in y's place. */
+/* What is summed beside x: nothing, weights in dy's place, positive ones, or flags; dy, dy behind a ReLU or a leaky one
+   (of x, or with result y, or that and written to gated), dy where flags are set. */
 enum {
     CYBN_PLAIN, CYBN_WEIGHTED, CYBN_POSITIVE, CYBN_COUNTED_ONLY, CYBN_BACKWARD,
     CYBN_BY_RELU_X, CYBN_BY_RELU_Y, CYBN_BY_LEAKY_X, CYBN_BY_LEAKY_Y,
     CYBN_KEEP_RELU, CYBN_KEEP_LEAKY, CYBN_BY_MASK
 };
 
-/* Columns in groups of 16 and of four. (`rest` is for one group: a run.) Weights repeat every `wrap` columns, at least
-   16, and stand there once with 15 more: w is where they are read. */
+/* Columns in groups of 16 and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap` columns, at
+   least 16, and stand there once with 15 more: w is where they are read. */
 #define CYBN_NEXT(n) (j += n, w = w + n < wrap ? w + n : w + n - wrap)
 /* Twice, so that loops that fetch nothing from afar do not ask (3 to 14 % of theirs from L2). */
-#define CYBN_SIXTEENS(name, to, dy_at, y_at, further)                                                                 \
+#define CYBN_SIXTEENS(name, to, dy_at, flags_at, further)                                                             \
     for (; j + 16 <= cols; CYBN_NEXT(16), ahead += step - 16)                                                         \
-        name(x + j, pitch, dy + dy_at, dy_pitch, y + y_at, y_pitch, rows, rest, ahead, line, further, shift + j,      \
-             scale + j, offset + j, slope, gated + j, gated_pitch, to + j, products + j);
-#define CYBN_COLUMNS(name, to, dy_at, y_at)                                                                           \
+        name(x + j, pitch, dy + dy_at, dy_pitch, y + j, y_pitch, flags + flags_at, flags_pitch, rows, rest, ahead,    \
+             line, further, shift + j, scale + j, offset + j, slope, gated + j, gated_pitch, to + j, products + j);
+#define CYBN_COLUMNS(name, to, dy_at, flags_at)                                                                       \
     if (further) {                                                                                                    \
-        CYBN_SIXTEENS(name, to, dy_at, y_at, further)                                                                 \
+        CYBN_SIXTEENS(name, to, dy_at, flags_at, further)                                                             \
     } else {                                                                                                          \
-        CYBN_SIXTEENS(name, to, dy_at, y_at, 0)                                                                       \
+        CYBN_SIXTEENS(name, to, dy_at, flags_at, 0)                                                                   \
     }                                                                                                                 \
     for (; j + 4 <= cols; CYBN_NEXT(4))                                                                               \
-        name##_quad(x + j, pitch, dy + dy_at, dy_pitch, y + y_at, y_pitch, rows, 0, 0, 0, 0, shift + j, scale + j,    \
-                    offset + j, slope, gated + j, gated_pitch, to + j, products + j);                                 \
+        name##_quad(x + j, pitch, dy + dy_at, dy_pitch, y + j, y_pitch, flags + flags_at, flags_pitch, rows, 0, 0, 0, \
+                    0, shift + j, scale + j, offset + j, slope, gated + j, gated_pitch, to + j, products + j);        \
     break;
 #define CYBN_SUM(real)                                                                                                \
     CYBN_INLINE void cybn_sum_##real(int kind, ptrdiff_t cols, ptrdiff_t step, ptrdiff_t wrap, CYBN_TAKES(real),      \
                                      double *x_sums, real *dy_sums, real *products) {                                 \
         ptrdiff_t j = 0, w = 0;                                                                                       \
         switch (kind) {                                                                                               \
-        case CYBN_PLAIN: CYBN_COLUMNS(cybn_plain_##real, x_sums, j, j)                                                \
-        case CYBN_WEIGHTED: CYBN_COLUMNS(cybn_weighted_##real, x_sums, w, j)                                          \
-        case CYBN_POSITIVE: CYBN_COLUMNS(cybn_positive_##real, x_sums, w, j)                                          \
-        case CYBN_COUNTED_ONLY: CYBN_COLUMNS(cybn_counted_##real, x_sums, w, j)                                       \
-        case CYBN_BACKWARD: CYBN_COLUMNS(cybn_backward_##real, dy_sums, j, j)                                         \
-        case CYBN_BY_RELU_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums, j, j)                                          \
-        case CYBN_BY_RELU_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums, j, j)                                          \
-        case CYBN_BY_LEAKY_X: CYBN_COLUMNS(cybn_leaky_x_##real, dy_sums, j, j)                                        \
-        case CYBN_BY_LEAKY_Y: CYBN_COLUMNS(cybn_leaky_y_##real, dy_sums, j, j)                                        \
-        case CYBN_KEEP_RELU: CYBN_COLUMNS(cybn_keep_relu_##real, dy_sums, j, j)                                       \
-        case CYBN_KEEP_LEAKY: CYBN_COLUMNS(cybn_keep_leaky_##real, dy_sums, j, j)                                     \
+        case CYBN_PLAIN: CYBN_COLUMNS(cybn_plain_##real, x_sums, j, 0)                                                \
+        case CYBN_WEIGHTED: CYBN_COLUMNS(cybn_weighted_##real, x_sums, w, 0)                                          \
+        case CYBN_POSITIVE: CYBN_COLUMNS(cybn_positive_##real, x_sums, w, 0)                                          \
+        case CYBN_COUNTED_ONLY: CYBN_COLUMNS(cybn_counted_##real, x_sums, j, w)                                       \
+        case CYBN_BACKWARD: CYBN_COLUMNS(cybn_backward_##real, dy_sums, j, 0)                                         \
+        case CYBN_BY_RELU_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums, j, 0)                                          \
+        case CYBN_BY_RELU_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums, j, 0)                                          \
+        case CYBN_BY_LEAKY_X: CYBN_COLUMNS(cybn_leaky_x_##real, dy_sums, j, 0)                                        \
+        case CYBN_BY_LEAKY_Y: CYBN_COLUMNS(cybn_leaky_y_##real, dy_sums, j, 0)                                        \
+        case CYBN_KEEP_RELU: CYBN_COLUMNS(cybn_keep_relu_##real, dy_sums, j, 0)                                       \
+        case CYBN_KEEP_LEAKY: CYBN_COLUMNS(cybn_keep_leaky_##real, dy_sums, j, 0)                                     \
         case CYBN_BY_MASK: CYBN_COLUMNS(cybn_masked_##real, dy_sums, j, w)                                            \
         }                                                                                                             \
     }

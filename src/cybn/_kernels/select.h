@@ -23,6 +23,14 @@
         v = (v & -(bits)condition) | (o & ~-(bits)condition);                                                         \
         memcpy(&value, &v, sizeof v);                                                                                 \
         return value;                                                                                                 \
+    }                                                                                                                 \
+    /* value where the flag, 0 or -1, is set, or 0 */                                                                 \
+    static inline real cybn_flagged_##real(signed char flag, real value) {                                            \
+        bits v;                                                                                                       \
+        memcpy(&v, &value, sizeof v);                                                                                 \
+        v &= (bits)flag;                                                                                              \
+        memcpy(&value, &v, sizeof v);                                                                                 \
+        return value;                                                                                                 \
     }
 CYBN_SELECT(float, int)
 CYBN_SELECT(double, long long)

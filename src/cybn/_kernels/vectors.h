@@ -44,6 +44,29 @@ static inline int cybn_outside(const double *values, ptrdiff_t n, double least, 
     return found != 0;
 }
 
+/* A mask: flags, -1 where a value is not 0, else 0. */
+static inline void cybn_flag(const char *values, signed char *flags, ptrdiff_t n) {
+    ptrdiff_t i;
+    for (i = 0; i < n; i++) flags[i] = values[i] != 0 ? -1 : 0;
+}
+
+/* How many flags are set. */
+static inline double cybn_count_flags(const signed char *flags, ptrdiff_t n) {
+    ptrdiff_t i = 0, count = 0;
+#if defined(__SSE2__)
+    __m128i zero = _mm_setzero_si128(), counts = zero;
+    for (; i + 16 <= n; i += 16) {
+        __m128i set = _mm_sub_epi8(zero, _mm_loadu_si128((const __m128i *)(const void *)(flags + i)));
+        counts = _mm_add_epi64(counts, _mm_sad_epu8(set, zero));
+    }
+    long long halves[2];
+    _mm_storeu_si128((__m128i *)(void *)halves, counts);
+    count = (ptrdiff_t)(halves[0] + halves[1]);
+#endif
+    for (; i < n; i++) count -= flags[i];
+    return (double)count;
+}
+
 /* What weights may be: bits of what was found. */
 enum { CYBN_WRONG = 1, CYBN_ZERO = 2 };     /* a negative one, no number or none that is finite; a 0 */
 
