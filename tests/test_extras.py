@@ -608,6 +608,23 @@ def test_wrong_extras_are_refused_and_nothing_is_changed(extra, kind, message):
         cybn.batch_norm(p["x"], *state, training=True, out=out, **extra)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [2, 7, 8, 19, 64])
+def test_a_bad_weight_is_found_wherever_it_stands(kernels, dtype, n):
+    x = np.ones((n, 3), dtype)
+    for where in range(n):
+        for bad in (-1.0, np.nan, -np.inf, np.inf):
+            w = np.ones(n, dtype)
+            w[where] = bad
+            with raises(ValueError, f"sample_weight must be finite and not negative, got {bad}"):
+                cybn.batch_norm_stats(x, sample_weight=w)
+
+
+def test_weights_have_a_finite_sum():
+    with raises(ValueError, "sample_weight must have a finite sum, got inf"):
+        cybn.batch_norm_stats(np.ones((4, 3)), sample_weight=np.full(4, 1e308))
+
+
 def test_an_ambiguous_mask_is_refused():
     x = np.zeros((4, 2, 4), np.float32)
     message = (

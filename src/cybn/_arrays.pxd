@@ -1,6 +1,6 @@
 from numpy cimport ndarray
 
-from cybn._kernels.kernels cimport Job, Operand
+from cybn._kernels.kernels cimport Job, Operand, Weights
 
 cdef struct Layout:
     # How x lies in memory: its axes from the slowest to the fastest, those of size 1 left out.
@@ -14,8 +14,8 @@ cdef ndarray view_array(object value, str name, bint writeable)
 cdef ndarray as_data(object value, str name)
 cdef ndarray as_same(object value, str name, ndarray x)
 cdef ndarray as_out(object out, ndarray x, ndarray grad_output)
-cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout,
-                        bint *positive)
+cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout)
+cdef int check_weight_values(ndarray weights, const Weights *found) except -1
 cdef int check_overlap(ndarray out, ndarray other, str name) except -1
 cdef int check_apart(ndarray a, str name, ndarray other, str other_name) except -1
 cdef int channel_axis(ndarray x, object axis) except -1

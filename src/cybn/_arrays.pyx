@@ -4,18 +4,15 @@ import operator
 import numpy as np
 
 cimport numpy as cnp
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, isfinite
 from libc.string cimport memcpy
 from numpy cimport ndarray
 
 from cybn._kernels.kernels cimport (
-    WRONG,
-    ZERO,
     Job,
     Operand,
+    Weights,
     cybn_flag,
-    cybn_look_double,
-    cybn_look_float,
     cybn_outside,
 )
 from cybn._memory cimport dense_copy, new_dense, new_like
@@ -207,10 +204,11 @@ cdef tuple spread_shape(ndarray a, str name, tuple rest):
     return fitting[0]
 
 
-cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout,
-                        bint *positive):
-    """Weights as a dense and aligned array of x's dtype, or a mask as one of flags, an element for each of x's without the
-    channel axis, in the order in which those lie in memory. `positive`: whether they are weights of which none is 0."""
+cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout):
+    """Weights as a dense and aligned array of x's dtype, or a mask as one of flags.
+
+    An element for each of x's without the channel axis, in the order in which those lie in memory.
+    """
     cdef str name = "mask" if sample_weight is None else "sample_weight"
     cdef object value = mask if sample_weight is None else sample_weight
     cdef ndarray a = view_array(value, name, False)
@@ -237,7 +235,6 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
         order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]
         order = [d for d in range(ndim) if d != axis and d not in order] + order
         a = (<object> a).transpose([d - (d > axis) for d in order])
-    positive[0] = False
     if sample_weight is None:
         return as_flags(a)
     if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64 and cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
@@ -245,7 +242,6 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
             a = dense_copy(a, (<object> x).dtype)
     elif cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or not PyArray_ISCARRAY_RO(a):
         a = dense_copy(a, (<object> x).dtype)
-    positive[0] = check_weight_values(a)
     return a
 
 
@@ -253,25 +249,21 @@ cdef cnp.dtype FLAGS = np.dtype(np.int8)
 
 
 cdef ndarray as_flags(ndarray mask):
-    """A copy, of bytes that the kernels widen to masks of bits: a quarter of what numbers would take from the caches."""
+    """A copy, of bytes that the kernels widen to masks of bits: a quarter of what numbers take from the caches."""
     cdef bint dense = PyArray_ISCARRAY_RO(mask)
     cdef ndarray flags = new_dense(mask, FLAGS) if dense else dense_copy(mask, FLAGS)
     cybn_flag(PyArray_BYTES(mask if dense else flags), <signed char *> PyArray_BYTES(flags), cnp.PyArray_SIZE(flags))
     return flags
 
 
-cdef bint check_weight_values(ndarray a) except -1:
-    """Whether all are positive. (As the kernels have them: in x's type.)"""
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(a)
-    cdef int found
-    if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32:
-        found = cybn_look_float(<const float *> cnp.PyArray_DATA(a), n)
-    else:
-        found = cybn_look_double(<const double *> cnp.PyArray_DATA(a), n)
-    if found & WRONG:
-        wrong = (<object> a)[~((a >= 0) & (a < np.inf))][0]
-        raise ValueError(f"sample_weight must be finite and not negative, got {wrong}")
-    return not found & ZERO
+cdef int check_weight_values(ndarray weights, const Weights *found) except -1:
+    """(As the kernels have them: in x's type.)"""
+    if found.least >= 0 and isfinite(found.sum):
+        return 0
+    wrong = (<object> weights)[~((weights >= 0) & (weights < np.inf))]
+    if wrong.size:
+        raise ValueError(f"sample_weight must be finite and not negative, got {wrong[0]}")
+    raise ValueError(f"sample_weight must have a finite sum, got {found.sum}")
 
 
 # ------------------------------------------------------------------------------------------------------------- results

@@ -30,6 +30,7 @@ from cybn._arrays cimport (
     check_apart,
     check_not_negative,
     check_overlap,
+    check_weight_values,
     describe,
     lay_out,
     new_vector,
@@ -44,6 +45,7 @@ from cybn._kernels.kernels cimport (
     Job,
     Kernels,
     Operand,
+    Weights,
     cybn_inverse_sqrt,
     verb,
 )
@@ -61,7 +63,6 @@ from cybn._schedule cimport (
     partial_size,
     run,
     set_centers,
-    sum_of_powers,
     weigh_blocks,
 )
 from cybn._threads cimport wished_threads
@@ -137,6 +138,7 @@ cdef class Call:
     cdef ndarray x
     cdef ndarray weights
     cdef ndarray block_weights
+    cdef double squares     # of weights, their sum
     cdef ndarray residual
     cdef ndarray output
     cdef Coefficients coefficients
@@ -329,21 +331,29 @@ cdef int read_activation(Call call, object activation, object negative_slope) ex
 
 
 cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) except -1:
-    """mask or sample_weight, if there is one: the job's weights, and their sum as the count."""
+    """mask or sample_weight, if there is one: the job's, and their sum as the count."""
+    cdef Weights found
     if mask is None and sample_weight is None:
         return 0
-    call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout, &call.job.positive)
-    if call.size == 0:
-        return 0
-    call.block_weights = np.empty(call.job.blocks)
-    call.job.block_weights = <double *> cnp.PyArray_DATA(call.block_weights)
-    if mask is None:
-        call.job.weights = cnp.PyArray_DATA(call.weights)
-    else:
+    call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout)
+    if mask is not None:
         call.job.mask = <const signed char *> cnp.PyArray_DATA(call.weights)
-    call.v.count = weigh_blocks(&call.job)
-    if call.v.count == 0 and mask is None:
+    else:
+        call.job.weights = cnp.PyArray_DATA(call.weights)
+    if call.size > 0:
+        call.block_weights = np.empty(call.job.blocks)
+        call.job.block_weights = <double *> cnp.PyArray_DATA(call.block_weights)
+        found = weigh_blocks(&call.job, kernels.weigh[call.type])
+        call.v.count = found.sum
+    elif mask is None:
+        found = kernels.weigh[call.type](call.job.weights, cnp.PyArray_SIZE(call.weights))
+    if mask is not None:
+        return 0
+    check_weight_values(call.weights, &found)
+    if call.size > 0 and found.sum == 0:
         raise ValueError("sample_weight must have a positive value, got zeros only")
+    call.job.positive = found.least > 0
+    call.squares = found.squares
     return 0
 
 
@@ -355,18 +365,16 @@ cdef int check_weights(Call call, ndarray out) except -1:
 
 
 cdef double positive_weights(Call call) except -1:
-    find_weights(call)
     if call.job.positive:
         return call.count
-    return call.v.count if call.job.mask != NULL else sum_of_powers(&call.job, 0)
+    return call.v.count if call.job.mask != NULL else np.count_nonzero(call.weights)
 
 
-cdef double degrees_of_freedom(Call call, double correction, bint weighted) except? -1:
+cdef double degrees_of_freedom(Call call, double correction, bint weighted) noexcept:
     """What m2 is divided by for running_var."""
     if not weighted or call.size == 0:
         return max(call.v.count - correction, 1)
-    find_weights(call)
-    return call.v.count - correction * sum_of_powers(&call.job, 2) / call.v.count
+    return call.v.count - correction * call.squares / call.v.count
 
 
 cdef bint read_masked_output(object masked_output) except -1:

@@ -1,4 +1,4 @@
-from cybn._kernels.kernels cimport Job, verb
+from cybn._kernels.kernels cimport Job, Weights, verb, weigher
 
 cdef struct Channels:
     # Per-channel input and results of a finisher, double; NULL where the call has none.
@@ -19,8 +19,7 @@ cdef struct Channels:
 ctypedef void (*finisher)(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 
 cdef void decompose(Job *job) noexcept nogil
-cdef double weigh_blocks(Job *job) noexcept nogil
-cdef double sum_of_powers(const Job *job, int power) noexcept nogil
+cdef Weights weigh_blocks(Job *job, weigher weigh) noexcept nogil
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil
 

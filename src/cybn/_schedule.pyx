@@ -3,7 +3,7 @@
 Between the sweeps over the elements stand the finishers: per channel, in double, they combine the slices and turn
 statistics into the coefficients of the second sweep.
 """
-from libc.math cimport fabs
+from libc.math cimport INFINITY, fabs
 from libc.string cimport memcpy, memset
 
 from cybn import _caches
@@ -14,15 +14,15 @@ from cybn._kernels.kernels cimport (
     LANES,
     PANEL,
     Job,
+    Weights,
     cybn_count_flags,
     cybn_inverse_sqrt,
     cybn_outside,
-    cybn_sum_powers_double,
-    cybn_sum_powers_float,
     partial_sums,
     slice_of,
     slice_start,
     verb,
+    weigher,
 )
 from cybn._threads cimport AWAKE, CLOSE, COMPETE, MOST_SHARES, WAKE, share_out, usable_threads
 
@@ -176,35 +176,30 @@ cdef double slice_weight(const Job *job, Py_ssize_t piece) noexcept nogil:
     return weight
 
 
-cdef double weigh_blocks(Job *job) noexcept nogil:
-    """Fill `job.block_weights`; return the sum of all weights, or how many flags are set."""
-    cdef double total = 0
-    cdef Py_ssize_t index
+cdef Weights weigh_blocks(Job *job, weigher weigh) noexcept nogil:
+    """Fill `job.block_weights`: sums of weights, or how many flags are set. Return what is to be known of all.
+
+    A block of weights lies in one piece: it has several outer indices or several pieces of one run, not both.
+    """
+    cdef Weights total, block
+    cdef Py_ssize_t index, bo, o0, i0, n, first
+    total.sum = total.squares = 0
+    total.least = INFINITY
     for index in range(job.blocks):
-        job.block_weights[index] = sum_of_block(job, index, 1)
-        total += job.block_weights[index]
+        bo = index // job.blocks_inner
+        o0 = bo * job.block_outer
+        i0 = (index - bo * job.blocks_inner) * job.block_inner
+        n = (min(job.block_outer, job.outer - o0) - 1) * job.inner + min(job.block_inner, job.inner - i0)
+        first = o0 * job.inner + i0
+        if job.mask != NULL:
+            job.block_weights[index] = cybn_count_flags(job.mask + first, n)
+        else:
+            block = weigh((<const char *> job.weights) + first * job.itemsize, n)
+            job.block_weights[index] = block.sum
+            total.squares += block.squares
+            total.least = min(total.least, block.least)
+        total.sum += job.block_weights[index]
     return total
-
-
-cdef double sum_of_powers(const Job *job, int power) noexcept nogil:
-    """Of all weights; with power 0 the number of those that are not 0."""
-    cdef double total = 0
-    cdef Py_ssize_t index
-    for index in range(job.blocks):
-        total += sum_of_block(job, index, power)
-    return total
-
-
-cdef double sum_of_block(const Job *job, Py_ssize_t index, int power) noexcept nogil:
-    """A block of weights lies in one piece: it has several outer indices or several pieces of one run, not both."""
-    cdef Py_ssize_t bo = index // job.blocks_inner
-    cdef Py_ssize_t o0 = bo * job.block_outer, i0 = (index - bo * job.blocks_inner) * job.block_inner
-    cdef Py_ssize_t n = (min(job.block_outer, job.outer - o0) - 1) * job.inner + min(job.block_inner, job.inner - i0)
-    if job.mask != NULL:
-        return cybn_count_flags(job.mask + o0 * job.inner + i0, n)
-    if job.itemsize == sizeof(float):
-        return cybn_sum_powers_float((<const float *> job.weights) + o0 * job.inner + i0, n, power)
-    return cybn_sum_powers_double((<const double *> job.weights) + o0 * job.inner + i0, n, power)
 
 
 # ------------------------------------------------------------------------------------------------------------ schedule

@@ -25,7 +25,10 @@ from cybn._kernels.kernels cimport (
     Job,
     Kernels,
     Operand,
+    Weights,
     cybn_outside,
+    cybn_weigh_double,
+    cybn_weigh_float,
     map_width,
     partial_sums,
     slice_of,
@@ -76,18 +79,32 @@ cdef extern from "lanes.h" nogil:
         KEEP_RELU "CYBN_KEEP_RELU"
         KEEP_LEAKY "CYBN_KEEP_LEAKY"
         BY_MASK "CYBN_BY_MASK"
-    void cybn_sum_float(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
-                        Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y, Py_ssize_t y_pitch,
-                        const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t rest,
-                        Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further, const float *center, const float *scale,
-                        const float *offset, float slope, float *gated, Py_ssize_t gated_pitch, double *x_sums,
-                        float *dy_sums, float *products) noexcept
-    void cybn_sum_double(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
-                         Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y, Py_ssize_t y_pitch,
-                         const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t rest,
-                         Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further, const double *center,
-                         const double *scale, const double *offset, double slope, double *gated,
-                         Py_ssize_t gated_pitch, double *x_sums, double *dy_sums, double *products) noexcept
+    void cybn_sum_run_float(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
+                            Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y,
+                            Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
+                            Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further, const float *center,
+                            const float *scale, const float *offset, float slope, float *gated, Py_ssize_t gated_pitch,
+                            double *x_sums, float *dy_sums, float *products) noexcept
+    void cybn_sum_run_double(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
+                             Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y,
+                             Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
+                             Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
+                             const double *center, const double *scale, const double *offset, double slope,
+                             double *gated, Py_ssize_t gated_pitch, double *x_sums, double *dy_sums,
+                             double *products) noexcept
+    void cybn_sum_rows_float(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
+                             Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y,
+                             Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
+                             Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
+                             const float *center, const float *scale, const float *offset, float slope, float *gated,
+                             Py_ssize_t gated_pitch, double *x_sums, float *dy_sums, float *products) noexcept
+    void cybn_sum_rows_double(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
+                              Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y,
+                              Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
+                              Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
+                              const double *center, const double *scale, const double *offset, double slope,
+                              double *gated, Py_ssize_t gated_pitch, double *x_sums, double *dy_sums,
+                              double *products) noexcept
 
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
@@ -352,13 +369,13 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     if further and not linear:
         further = rows * x_pitch - AHEAD
     if real is float:
-        cybn_sum_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
-                       ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
-                       dy_sums, dots)
+        cybn_sum_rows_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
+                            ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
+                            dy_sums, dots)
     else:
-        cybn_sum_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
-                        ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
-                        dy_sums, dots)
+        cybn_sum_rows_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
+                             ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
+                             dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
@@ -395,11 +412,11 @@ cdef inline void reduce_run(const real *x, const real *dy, const real *y, const 
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
-        cybn_sum_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead, LANES,
-                       further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
+        cybn_sum_run_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead, LANES,
+                           further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
     else:
-        cybn_sum_double(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead, LANES,
-                        further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
+        cybn_sum_run_double(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead,
+                            LANES, further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
 
 
 cdef struct Extras:
@@ -1389,7 +1406,17 @@ cdef void backward_input_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     map_tiles(job, c0, c1, piece, stop, True, <double *> NULL)
 
 
+cdef Weights weigh_f32(const void *weights, Py_ssize_t n) noexcept nogil:
+    return cybn_weigh_float(<const float *> weights, n)
+
+
+cdef Weights weigh_f64(const void *weights, Py_ssize_t n) noexcept nogil:
+    return cybn_weigh_double(<const double *> weights, n)
+
+
 cdef Kernels table
+table.weigh[0] = weigh_f32
+table.weigh[1] = weigh_f64
 table.collect_stats[0] = collect_stats_f32
 table.collect_stats[1] = collect_stats_f64
 table.normalize[0] = normalize_f32

@@ -8,13 +8,12 @@ computed once, in `_schedule.pyx`, from shape and dtype alone: it is what fixes 
 cdef extern from "vectors.h":
     void cybn_inverse_sqrt(const double *var, double eps, double *invstd, Py_ssize_t n) noexcept nogil
     bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
-    enum:
-        WRONG "CYBN_WRONG"
-        ZERO "CYBN_ZERO"
-    int cybn_look_float(const float *weights, Py_ssize_t n) noexcept nogil
-    int cybn_look_double(const double *weights, Py_ssize_t n) noexcept nogil
-    double cybn_sum_powers_float(const float *weights, Py_ssize_t n, int power) noexcept nogil
-    double cybn_sum_powers_double(const double *weights, Py_ssize_t n, int power) noexcept nogil
+    ctypedef struct Weights "cybn_weights":
+        double sum
+        double squares      # of them, their sum
+        double least
+    Weights cybn_weigh_float(const float *weights, Py_ssize_t n) noexcept nogil
+    Weights cybn_weigh_double(const double *weights, Py_ssize_t n) noexcept nogil
     void cybn_flag(const char *values, signed char *flags, Py_ssize_t n) noexcept nogil
     double cybn_count_flags(const signed char *flags, Py_ssize_t n) noexcept nogil
 
@@ -127,8 +126,12 @@ cdef inline double *partial_sums(const Job *job, Py_ssize_t piece, Py_ssize_t c)
 ctypedef void (*verb)(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop) noexcept nogil
 
 
+ctypedef Weights (*weigher)(const void *weights, Py_ssize_t n) noexcept nogil
+
+
 cdef struct Kernels:
     # Each pair: float32, float64.
+    weigher weigh[2]
     verb collect_stats[2]
     verb normalize[2]
     verb backward_reduce[2]

@@ -6,10 +6,11 @@
 
    A leaf has n columns of accumulators in registers: for `rows` rows, then for the first `rest` elements of another,
    which go to the last `rest` columns (the tail of a run: n elements are read that end with it, the others masked).
-   `cybn_sum_*` take more columns, 16 or 4 at a time. With each row a cache line is fetched ahead: x + ahead + r * line,
-   with the g-th 16 columns also g * step; and the line `further` than that (0: none) into the second cache, which has
-   room for more requests than the first: alone the near ones read memory at 12 to 16 GB/s (one core of Zen 4), the far
-   ones at 20, both at 25. In the order of memory (line 16) all are faster than in that in which columns are read. */
+   `cybn_sum_*` take a run, or more columns, 16 or 4 at a time. With each row a cache line is fetched ahead:
+   x + ahead + r * line, with the g-th 16 columns also g * step; and the line `further` than that (0: none) into the
+   second cache, which has room for more requests than the first: alone the near ones read memory at 12 to 16 GB/s (one
+   core of Zen 4), the far ones at 20, both at 25. In the order of memory (line 16) all are faster than in that in which
+   columns are read. */
 #ifndef CYBN_LANES_H
 #define CYBN_LANES_H
 
@@ -44,11 +45,12 @@
 #endif
 
 #define CYBN_INLINE static inline __attribute__((always_inline))
+#define CYBN_APART static __attribute__((noinline))
 
 /* Vectors of `bytes` bytes, wherever they lie. */
 #define CYBN_VECTOR(real, bytes) real __attribute__((vector_size(bytes), aligned(sizeof(real)), may_alias))
 
-/* A vector of flags, bytes of 0 and -1, as lanes of 0 and -1. (Of __builtin_convertvector gcc 12 makes a load for each.) */
+/* A vector of flags, bytes of 0 and -1, as such lanes. (Of __builtin_convertvector gcc 12 makes a load for each.) */
 #if defined(__SSE2__)
 CYBN_INLINE __m128i cybn_flags_16_float(const signed char *p) {
     int four;
@@ -90,7 +92,7 @@ CYBN_INLINE __m128i cybn_flags_16_double(const signed char *p) {
 #define CYBN_NOW(v)
 #endif
 
-/* a + v and a + v * w, in double, of a v and w that were floats. A multiply-add rounds once; v * 1 and the product of two
+/* a + v and a + v * w, in double, of v and w that were floats. A multiply-add rounds once; v * 1 and the product of two
    floats are exact in double, so it rounds what the separate operations would: the same bits. Statistics wait for the
    adders, and where these are other units than the multipliers (AMD's Zen), 34 GB/s from L2 become 46. */
 #if defined(__FMA__)
@@ -274,6 +276,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #else
 
 #define CYBN_INLINE static inline
+#define CYBN_APART static
 #define CYBN_WIDTH 16
 #define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
     CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \
@@ -338,8 +341,7 @@ CYBN_STATS(cybn_positive_float, 3)
 CYBN_STATS(cybn_counted_float, 2)
 CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION, 0, 0)
 CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED, 0, 0)
-#define cybn_positive_double cybn_weighted_double
-#define cybn_positive_double_quad cybn_weighted_double_quad
+CYBN_KIND(cybn_positive_double, double, long long, CYBN_WEIGHED, 0, 0)
 CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED, 0, 1)
 CYBN_GRADIENTS(float, int)
 CYBN_GRADIENTS(double, long long)
@@ -352,42 +354,65 @@ enum {
     CYBN_KEEP_RELU, CYBN_KEEP_LEAKY, CYBN_BY_MASK
 };
 
-/* Columns in groups of 16 and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap` columns, at
-   least 16, and stand there once with 15 more: w is where they are read. */
+/* Where the first sums go, and at which columns dy and flags are read: of a kind. */
+#define CYBN_KINDS(DO, real)                                                                                          \
+    DO(CYBN_PLAIN, cybn_plain_##real, real, x_sums, j, 0)                                                             \
+    DO(CYBN_WEIGHTED, cybn_weighted_##real, real, x_sums, w, 0)                                                       \
+    DO(CYBN_POSITIVE, cybn_positive_##real, real, x_sums, w, 0)                                                       \
+    DO(CYBN_COUNTED_ONLY, cybn_counted_##real, real, x_sums, j, w)                                                    \
+    DO(CYBN_BACKWARD, cybn_backward_##real, real, dy_sums, j, 0)                                                      \
+    DO(CYBN_BY_RELU_X, cybn_relu_x_##real, real, dy_sums, j, 0)                                                       \
+    DO(CYBN_BY_RELU_Y, cybn_relu_y_##real, real, dy_sums, j, 0)                                                       \
+    DO(CYBN_BY_LEAKY_X, cybn_leaky_x_##real, real, dy_sums, j, 0)                                                     \
+    DO(CYBN_BY_LEAKY_Y, cybn_leaky_y_##real, real, dy_sums, j, 0)                                                     \
+    DO(CYBN_KEEP_RELU, cybn_keep_relu_##real, real, dy_sums, j, 0)                                                    \
+    DO(CYBN_KEEP_LEAKY, cybn_keep_leaky_##real, real, dy_sums, j, 0)                                                  \
+    DO(CYBN_BY_MASK, cybn_masked_##real, real, dy_sums, j, w)
+
+#define CYBN_ALL(real)                                                                                                \
+    ptrdiff_t cols, ptrdiff_t step, ptrdiff_t wrap, CYBN_TAKES(real), double *x_sums, real *dy_sums, real *products
+
+/* Columns in groups of 16 and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap` columns,
+   at least 16, and stand there once with 15 more: w is where they are read. */
 #define CYBN_NEXT(n) (j += n, w = w + n < wrap ? w + n : w + n - wrap)
 /* Twice, so that loops that fetch nothing from afar do not ask (3 to 14 % of theirs from L2). */
 #define CYBN_SIXTEENS(name, to, dy_at, flags_at, further)                                                             \
     for (; j + 16 <= cols; CYBN_NEXT(16), ahead += step - 16)                                                         \
         name(x + j, pitch, dy + dy_at, dy_pitch, y + j, y_pitch, flags + flags_at, flags_pitch, rows, rest, ahead,    \
              line, further, shift + j, scale + j, offset + j, slope, gated + j, gated_pitch, to + j, products + j);
-#define CYBN_COLUMNS(name, to, dy_at, flags_at)                                                                       \
-    if (further) {                                                                                                    \
-        CYBN_SIXTEENS(name, to, dy_at, flags_at, further)                                                             \
-    } else {                                                                                                          \
-        CYBN_SIXTEENS(name, to, dy_at, flags_at, 0)                                                                   \
-    }                                                                                                                 \
-    for (; j + 4 <= cols; CYBN_NEXT(4))                                                                               \
-        name##_quad(x + j, pitch, dy + dy_at, dy_pitch, y + j, y_pitch, flags + flags_at, flags_pitch, rows, 0, 0, 0, \
-                    0, shift + j, scale + j, offset + j, slope, gated + j, gated_pitch, to + j, products + j);        \
-    break;
-#define CYBN_SUM(real)                                                                                                \
-    CYBN_INLINE void cybn_sum_##real(int kind, ptrdiff_t cols, ptrdiff_t step, ptrdiff_t wrap, CYBN_TAKES(real),      \
-                                     double *x_sums, real *dy_sums, real *products) {                                 \
+/* Rows in functions of their own, with all registers for the places that they read: weighted sums took 1.1 to 1.2 times
+   as long in the midst of the rest. Runs are too short for a call. */
+#define CYBN_COLUMNS(kind, name, real, to, dy_at, flags_at)                                                           \
+    CYBN_INLINE void name##_run(CYBN_ALL(real)) {                                                                     \
         ptrdiff_t j = 0, w = 0;                                                                                       \
-        switch (kind) {                                                                                               \
-        case CYBN_PLAIN: CYBN_COLUMNS(cybn_plain_##real, x_sums, j, 0)                                                \
-        case CYBN_WEIGHTED: CYBN_COLUMNS(cybn_weighted_##real, x_sums, w, 0)                                          \
-        case CYBN_POSITIVE: CYBN_COLUMNS(cybn_positive_##real, x_sums, w, 0)                                          \
-        case CYBN_COUNTED_ONLY: CYBN_COLUMNS(cybn_counted_##real, x_sums, j, w)                                       \
-        case CYBN_BACKWARD: CYBN_COLUMNS(cybn_backward_##real, dy_sums, j, 0)                                         \
-        case CYBN_BY_RELU_X: CYBN_COLUMNS(cybn_relu_x_##real, dy_sums, j, 0)                                          \
-        case CYBN_BY_RELU_Y: CYBN_COLUMNS(cybn_relu_y_##real, dy_sums, j, 0)                                          \
-        case CYBN_BY_LEAKY_X: CYBN_COLUMNS(cybn_leaky_x_##real, dy_sums, j, 0)                                        \
-        case CYBN_BY_LEAKY_Y: CYBN_COLUMNS(cybn_leaky_y_##real, dy_sums, j, 0)                                        \
-        case CYBN_KEEP_RELU: CYBN_COLUMNS(cybn_keep_relu_##real, dy_sums, j, 0)                                       \
-        case CYBN_KEEP_LEAKY: CYBN_COLUMNS(cybn_keep_leaky_##real, dy_sums, j, 0)                                     \
-        case CYBN_BY_MASK: CYBN_COLUMNS(cybn_masked_##real, dy_sums, j, w)                                            \
+        if (further) {                                                                                                \
+            CYBN_SIXTEENS(name, to, dy_at, flags_at, further)                                                         \
+        } else {                                                                                                      \
+            CYBN_SIXTEENS(name, to, dy_at, flags_at, 0)                                                               \
         }                                                                                                             \
+        for (; j + 4 <= cols; CYBN_NEXT(4))                                                                           \
+            name##_quad(x + j, pitch, dy + dy_at, dy_pitch, y + j, y_pitch, flags + flags_at, flags_pitch, rows, 0,   \
+                        0, 0, 0, shift + j, scale + j, offset + j, slope, gated + j, gated_pitch, to + j,             \
+                        products + j);                                                                                \
+    }                                                                                                                 \
+    CYBN_APART void name##_rows(CYBN_ALL(real)) {                                                                     \
+        name##_run(cols, step, wrap, x, pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, rest, ahead, line, \
+                   further, shift, scale, offset, slope, gated, gated_pitch, x_sums, dy_sums, products);              \
+    }
+#define CYBN_CASE(kind, function)                                                                                     \
+    case kind:                                                                                                        \
+        function(cols, step, wrap, x, pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, rest, ahead, line,   \
+                 further, shift, scale, offset, slope, gated, gated_pitch, x_sums, dy_sums, products);                \
+        break;
+#define CYBN_CASE_RUN(kind, name, ...) CYBN_CASE(kind, name##_run)
+#define CYBN_CASE_ROWS(kind, name, ...) CYBN_CASE(kind, name##_rows)
+#define CYBN_SUM(real)                                                                                                \
+    CYBN_KINDS(CYBN_COLUMNS, real)                                                                                    \
+    CYBN_INLINE void cybn_sum_run_##real(int kind, CYBN_ALL(real)) {                                                  \
+        switch (kind) { CYBN_KINDS(CYBN_CASE_RUN, real) }                                                             \
+    }                                                                                                                 \
+    CYBN_INLINE void cybn_sum_rows_##real(int kind, CYBN_ALL(real)) {                                                 \
+        switch (kind) { CYBN_KINDS(CYBN_CASE_ROWS, real) }                                                            \
     }
 CYBN_SUM(float)
 CYBN_SUM(double)

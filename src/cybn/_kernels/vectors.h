@@ -4,11 +4,10 @@
 #ifndef CYBN_VECTORS_H
 #define CYBN_VECTORS_H
 
-#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 /* invstd = 1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN. The two
@@ -67,73 +66,72 @@ static inline double cybn_count_flags(const signed char *flags, ptrdiff_t n) {
     return (double)count;
 }
 
-/* What weights may be: bits of what was found. */
-enum { CYBN_WRONG = 1, CYBN_ZERO = 2 };     /* a negative one, no number or none that is finite; a 0 */
+/* Of weights: their sum and that of their squares, in double (eight sums side by side, element i in sum i % 8, the last
+   ones in the first), and the least of them. What is no number makes the sums none; the least is of the others. */
+typedef struct {
+    double sum, squares, least;
+} cybn_weights;
 
-#if defined(__GNUC__)
-#define CYBN_LOOK_VECTORS(real, bits, largest)                                                                        \
-    typedef real vector __attribute__((vector_size(16), aligned(sizeof(real)), may_alias));                           \
-    typedef bits mask __attribute__((vector_size(16)));                                                               \
-    enum { F = 16 / sizeof(real) };                                                                                   \
-    mask right = ~(mask){}, zero = {};                                                                                \
-    int j;                                                                                                            \
-    for (; i + F <= n; i += F) {                                                                                      \
-        const vector v = *(const vector *)(w + i);                                                                    \
-        right &= (mask)(v >= 0) & (mask)(v <= largest);                                                               \
-        zero |= (mask)(v == 0);                                                                                       \
-    }                                                                                                                 \
-    for (j = 0; j < F; j++) found |= (right[j] ? 0 : CYBN_WRONG) | (zero[j] ? CYBN_ZERO : 0);
-#else
-#define CYBN_LOOK_VECTORS(real, bits, largest)
+#if defined(__AVX__)
+typedef __m256d cybn_wide;
+#define CYBN_WIDE(name) _mm256_##name
+#define CYBN_WIDE_float(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
+#define CYBN_WIDE_double(p) _mm256_loadu_pd(p)
+#elif defined(__SSE2__)
+typedef __m128d cybn_wide;
+#define CYBN_WIDE(name) _mm_##name
+#define CYBN_WIDE_float(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+#define CYBN_WIDE_double(p) _mm_loadu_pd(p)
 #endif
-#define CYBN_LOOK(real, bits, largest)                                                                                \
-    static inline int cybn_look_##real(const real *w, ptrdiff_t n) {                                                  \
-        ptrdiff_t i = 0;                                                                                              \
-        int found = 0;                                                                                                \
-        CYBN_LOOK_VECTORS(real, bits, largest)                                                                        \
-        for (; i < n; i++) found |= (w[i] >= 0 && w[i] <= largest ? 0 : CYBN_WRONG) | (w[i] == 0 ? CYBN_ZERO : 0);    \
-        return found;                                                                                                 \
-    }
-CYBN_LOOK(float, int, FLT_MAX)
-CYBN_LOOK(double, long long, DBL_MAX)
-
-/* The sum of powers of weights, 0 (of those that are not 0), 1 or 2, in double: eight sums side by side, element i in
-   sum i % 8, the last ones in the first. A loop for each power. */
 #if defined(__SSE2__)
-#define CYBN_PAIR_float(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
-#define CYBN_PAIR_double(p) _mm_loadu_pd(p)
-#define CYBN_SUM_PAIRS(real)                                                                                          \
+#define CYBN_WEIGH_VECTORS(real)                                                                                      \
+    enum { D = sizeof(cybn_wide) / sizeof(double) };                                                                  \
+    cybn_wide a[8 / D], q[8 / D], low = CYBN_WIDE(set1_pd)(HUGE_VAL);                                                 \
+    for (j = 0; j < 8 / D; j++) a[j] = q[j] = CYBN_WIDE(setzero_pd)();                                                \
     for (; i + 8 <= n; i += 8)                                                                                        \
-        for (j = 0; j < 4; j++) {                                                                                     \
-            __m128d v = CYBN_PAIR_##real(w + i + 2 * j);                                                              \
-            if (power == 0) v = _mm_and_pd(_mm_cmpneq_pd(v, _mm_setzero_pd()), _mm_set1_pd(1));                       \
-            if (power == 2) v = _mm_mul_pd(v, v);                                                                     \
-            pairs[j] = _mm_add_pd(pairs[j], v);                                                                       \
+        for (j = 0; j < 8 / D; j++) {                                                                                 \
+            const cybn_wide v = CYBN_WIDE_##real(w + i + j * D);                                                      \
+            a[j] = CYBN_WIDE(add_pd)(a[j], v);                                                                        \
+            q[j] = CYBN_WIDE(add_pd)(q[j], CYBN_WIDE(mul_pd)(v, v));                                                  \
+            low = CYBN_WIDE(min_pd)(v, low); /* (low where v is no number) */                                         \
         }                                                                                                             \
-    for (j = 0; j < 4; j++) _mm_storeu_pd(sums + 2 * j, pairs[j]);
-#define CYBN_PAIRS __m128d pairs[4] = {_mm_setzero_pd(), _mm_setzero_pd(), _mm_setzero_pd(), _mm_setzero_pd()};
+    for (j = 0; j < 8 / D; j++) {                                                                                     \
+        CYBN_WIDE(storeu_pd)(sums + j * D, a[j]);                                                                     \
+        CYBN_WIDE(storeu_pd)(squares + j * D, q[j]);                                                                  \
+    }                                                                                                                 \
+    CYBN_WIDE(storeu_pd)(least, low);
 #else
-#define CYBN_SUM_PAIRS(real)                                                                                          \
+#define CYBN_WEIGH_VECTORS(real)                                                                                      \
     for (; i + 8 <= n; i += 8)                                                                                        \
-        for (j = 0; j < 8; j++) sums[j] += CYBN_POWER(w[i + j]);
-#define CYBN_PAIRS
+        for (j = 0; j < 8; j++) {                                                                                     \
+            const double v = w[i + j];                                                                                \
+            sums[j] += v;                                                                                             \
+            squares[j] += v * v;                                                                                      \
+            if (v < least[0]) least[0] = v;                                                                           \
+        }
 #endif
-#define CYBN_POWER(v) (power == 0 ? (double)((v) != 0) : power == 1 ? (double)(v) : (double)(v) * (v))
-#define CYBN_SUM_POWERS(real)                                                                                         \
-    static inline double cybn_sum_power_##real(const real *w, ptrdiff_t n, const int power) {                         \
-        double sums[8] = {0};                                                                                         \
+#define CYBN_WEIGH(real)                                                                                              \
+    static inline cybn_weights cybn_weigh_##real(const real *w, ptrdiff_t n) {                                        \
+        double sums[8] = {0}, squares[8] = {0}, least[4] = {HUGE_VAL, HUGE_VAL, HUGE_VAL, HUGE_VAL};                  \
+        cybn_weights all;                                                                                             \
         ptrdiff_t i = 0;                                                                                              \
         int j;                                                                                                        \
-        CYBN_PAIRS                                                                                                    \
-        CYBN_SUM_PAIRS(real)                                                                                          \
-        for (; i < n; i++) sums[0] += CYBN_POWER(w[i]);                                                               \
-        return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));             \
-    }                                                                                                                 \
-    static inline double cybn_sum_powers_##real(const real *w, ptrdiff_t n, int power) {                              \
-        if (power == 0) return cybn_sum_power_##real(w, n, 0);                                                        \
-        return power == 1 ? cybn_sum_power_##real(w, n, 1) : cybn_sum_power_##real(w, n, 2);                          \
+        CYBN_WEIGH_VECTORS(real)                                                                                      \
+        for (; i < n; i++) {                                                                                          \
+            const double v = w[i];                                                                                    \
+            sums[0] += v;                                                                                             \
+            squares[0] += v * v;                                                                                      \
+            if (v < least[0]) least[0] = v;                                                                           \
+        }                                                                                                             \
+        all.sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));          \
+        all.squares = ((squares[0] + squares[1]) + (squares[2] + squares[3]))                                         \
+                      + ((squares[4] + squares[5]) + (squares[6] + squares[7]));                                      \
+        all.least = least[0];                                                                                         \
+        for (j = 1; j < 4; j++)                                                                                       \
+            if (least[j] < all.least) all.least = least[j];                                                           \
+        return all;                                                                                                   \
     }
-CYBN_SUM_POWERS(float)
-CYBN_SUM_POWERS(double)
+CYBN_WEIGH(float)
+CYBN_WEIGH(double)
 
 #endif
