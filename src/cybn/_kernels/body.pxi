@@ -356,7 +356,8 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
                              const real *y, Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch,
                              Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap, const real *center, const real *scale,
                              const real *offset, real negative_slope, real *gated, Py_ssize_t gated_pitch,
-                             double *x_sums, real *dy_sums, real *dots, int kind, Py_ssize_t further) noexcept nogil:
+                             double *x_sums, real *dy_sums, real *dots, int kind, Py_ssize_t further,
+                             bint plain) noexcept nogil:
     """Rows of `cols` columns. Flags, and weights in the place of dy, repeat every `wrap` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows; and
     # from memory what follows, or these columns of the next rows.
@@ -368,8 +369,16 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef real d, w, g
     if further and not linear:
         further = rows * x_pitch - AHEAD
-    if real is float:
+    if real is float and plain:
+        cybn_sum_run_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
+                           ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
+                           dy_sums, dots)
+    elif real is float:
         cybn_sum_rows_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
+                            ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
+                            dy_sums, dots)
+    elif plain:
+        cybn_sum_run_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
                             ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
                             dy_sums, dots)
     else:
@@ -717,20 +726,25 @@ cdef inline const weight *weigh(const Job *job, const weight *weights, const Pan
     """The weights (or flags) of a panel's elements. In runs they are the same for each run; in rows those of an outer
     index are repeated to `size` of them, `repeats` such in a row."""
     cdef Py_ssize_t width = job.channels * job.inner, o = panel.flat // width
-    cdef Py_ssize_t r, p, j, filled, more
+    cdef Py_ssize_t r, p, i, j, filled, more
     cdef weight *to = stage
+    cdef weight value
     if not rows:
         pitch[0] = 0
         return weights + o * job.inner + panel.flat % job.inner
     pitch[0] = size * repeats
     for r in range(panel.rows):
         for p in range(repeats):
+            if job.inner == 1:
+                # As vectors, the last one over what is written next (or nothing: stages are a vector longer).
+                value = weights[o + p]
+                for j in range((size + LANES - 1) // LANES):
+                    for i in range(LANES):
+                        to[j * LANES + i] = value
+                to += size
+                continue
             filled = min(job.inner, size)
             memcpy(to, weights + (o + p) * job.inner, filled * sizeof(weight))
-            if filled == 1:
-                for j in range(size):
-                    to[j] = weights[o + p]
-                filled = size
             while filled < size:
                 more = min(filled, size - filled)
                 memcpy(to + filled, to, more * sizeof(weight))
@@ -738,6 +752,17 @@ cdef inline const weight *weigh(const Job *job, const weight *weights, const Pan
             to += size
         o += panel.pitch // width
     return stage
+
+
+cdef inline Py_ssize_t set_flags(const flag *flags, Py_ssize_t *first, Py_ssize_t end) noexcept nogil:
+    """How many flags in a row are set from the first on that is, and where that is."""
+    cdef Py_ssize_t i = first[0]
+    while i < end and flags[i] == 0:
+        i += 1
+    first[0] = i
+    while i < end and flags[i] != 0:
+        i += 1
+    return i - first[0]
 
 
 cdef inline real to_scale(double scale, real *kind) noexcept nogil:
@@ -1005,7 +1030,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef bint more, folded, whole, gated = features is short and backward
     cdef bint masked = features is short and job.mask != NULL
     cdef bint weighted = features is short and job.weights != NULL and not backward
-    cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel)
+    cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel and LANES)
     cdef real gate[4 * TABLE]
     cdef const real *y = NULL
     cdef const flag *flags = NULL
@@ -1026,6 +1051,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t kept_pitch = 0
     cdef real negative_slope = <real> job.negative_slope
     cdef bint before_sums = gated and not active and (job.activation != 0 or keeps)
+    # Rows that a mask leaves out as a whole are not read.
+    cdef bint sparse = masked and not before_sums and job.rows and job.inner == 1 and job.period == 1
     cdef int kind_of_sum = PLAIN, usual
     cdef const real *scale = gate + 2 * TABLE
     cdef const real *offset = gate + 3 * TABLE
@@ -1033,22 +1060,22 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if job.distant else 0
     # Columns after which weights repeat, where that is soon.
     cdef Py_ssize_t wrap = COLUMNS, size = tile * job.inner
-    if (weighted or masked) and not before_sums and job.rows and job.period == 1:
+    if (weighted or masked) and not (before_sums or sparse) and job.rows and job.period == 1:
         wrap = (LANES + job.inner - 1) // job.inner * job.inner
         size = wrap + LANES
     if backward:
-        kind_of_sum = BY_MASK if masked else BACKWARD
+        kind_of_sum = BY_MASK if masked and not sparse else BACKWARD
         if active and job.activation == RELU:
             kind_of_sum = BY_RELU_X if not by_output else KEEP_RELU if keeps else BY_RELU_Y
         elif active:
             kind_of_sum = BY_LEAKY_X if not by_output else KEEP_LEAKY if keeps else BY_LEAKY_Y
     elif weighted:
         kind_of_sum = POSITIVE if job.positive else WEIGHTED
-    elif masked:
+    elif masked and not sparse:
         kind_of_sum = COUNTED
     if (job.x.direct and (not backward or job.dy.direct) and not before_sums
-            and not ((weighted or masked) and job.rows and wrap == COLUMNS) and (not by_output or job.output.direct)
-            and not staged):
+            and not ((weighted or masked) and not sparse and job.rows and wrap == COLUMNS)
+            and (not by_output or job.output.direct) and not staged):
         least = 1 if not job.rows else STATS_ROWS
         if job.rows and backward:
             least = WAYS if job.period * job.channels * job.inner * sizeof(real) % SETS == 0 else LINES
@@ -1102,7 +1129,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 j = max(1, panel.cols // (tile * job.inner))
                 if weighted:
                     dy = weigh[real](job, <const real *> job.weights, &panel, job.rows, j, size, w_stage, &dy_pitch)
-                if masked:
+                if masked and not sparse:
                     flags = weigh[flag](job, job.mask, &panel, job.rows, j, size, <flag *> w_stage, &flags_pitch)
                 kept_pitch = panel.cols
                 if keeps and not staged:
@@ -1124,9 +1151,17 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             if job.rows:
                 for r in range(panel.rows if residual != NULL else 0):
                     cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
-                reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, panel.rows, panel.cols, wrap,
-                            center, scale, offset, negative_slope, kept, kept_pitch, sums, dy_sums, dots, kind_of_sum,
-                            further)
+                r = 0
+                while sparse and r < panel.rows:
+                    j = set_flags(job.mask + panel.flat // job.channels, &r, panel.rows)
+                    reduce_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, y, y_pitch, flags, flags_pitch,
+                                j, panel.cols, wrap, center, scale, offset, negative_slope, kept, kept_pitch, sums,
+                                dy_sums, dots, kind_of_sum, further, False)
+                    r += max(j, 1)
+                if not sparse:
+                    reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, panel.rows, panel.cols, wrap,
+                                center, scale, offset, negative_slope, kept, kept_pitch, sums, dy_sums, dots,
+                                kind_of_sum, further, features is char)
             else:
                 # Fetched ahead: the run after the next one, at last of the next panel.
                 ahead -= max(panel.rows - 2, 0) * panel.pitch
@@ -1184,7 +1219,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint masked = not plain and job.mask != NULL and (job.dy.data != NULL or job.zeroed)
     cdef bint by_output = False
     cdef real gate[4 * TABLE]
-    cdef real w_stage[PANEL]
+    cdef real w_stage[PANEL + LANES]
     cdef Py_ssize_t pitch, least = 1, budget = PANEL    # a stage holds no more
     cdef Extras extras
     # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
