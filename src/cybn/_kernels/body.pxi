@@ -120,7 +120,7 @@ cdef enum:
     MAP_COLUMNS = 64    # that a map takes of LINES // arrays rows, so many streams, where they do not follow each other
     TABLE = 2112        # elements from table to table, 8 KB and a few lines. Tables on one page or the next, and short
     WIDE = 512          # rows of them, take the prefetchers off the trail of what they serve (measured: 1.5 times as
-    MANY = 65536        # long from memory): a map of MANY elements takes rows that follow each other as WIDE ones
+    MANY = 65536        # long from memory): rows that follow each other are mapped as WIDE ones. MANY elements at a time
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
     UNWRAPPED = 80      # columns of weights that repeat, as the sums read them: a run's, and 16 more
     SAMPLES = 8         # elements whose mean is the shift of a block
@@ -147,7 +147,7 @@ cdef struct Panel:
     Py_ssize_t channel  # of the tile, the first (runs)
     bint by_rows        # rows of channels, else runs
     Py_ssize_t least    # rows to take at a time, or a multiple; runs: up to a channel that is one; if there are so many
-    Py_ssize_t budget   # elements to take at a time if that makes more rows
+    Py_ssize_t budget   # elements to take at a time: of a run, or in rows if that makes more of them
     Py_ssize_t folded   # rows after which a panel ends in any case
     Py_ssize_t o        # where the walk is
     Py_ssize_t c
@@ -215,7 +215,7 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
     if panel.o == block.o1:
         return False
     panel.flat = (panel.o * job.channels + panel.c) * job.inner + panel.i
-    panel.cols = min(block.i1 - panel.i, PANEL)
+    panel.cols = min(block.i1 - panel.i, panel.budget)
     panel.pitch = job.inner
     panel.rows = 1
     panel.channel = panel.c - c0
@@ -1244,7 +1244,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     extras.even = even
     cdef bint unstaged = source.direct and direct and not scaled and not (two and not gradients.direct)
     if features is short:
-        unstaged = (unstaged and not gated and not ((weighted or masked) and not even)
+        unstaged = (unstaged and not gated and not ((weighted or masked) and rows and not even)
                     and not (by_output and not job.output.direct)
                     and not (job.residual.data != NULL
                              and (job.residual.data == job.out.data or not job.residual.direct)))
@@ -1255,6 +1255,8 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         columns.repeats *= j
         columns.count *= j
         extras.wide = columns.count
+        budget = MANY
+    elif not rows and unstaged:
         budget = MANY
     for j in range(n):
         table[j] = <real> job.center[c0 + j]
