@@ -1,6 +1,7 @@
 """What comes with a normalization: activation, residual, masks, weights. In every function, shape and mode."""
 
 import contextlib
+import itertools
 import warnings
 
 import numpy as np
@@ -537,6 +538,42 @@ def test_a_mask_that_leaves_nothing_updates_nothing_and_warns():
     assert (layer.running_mean == 0).all()
 
 
+def masks(n, rng):
+    """Masks of n places: set up to a place, from it on, but between two, here and there, everywhere, nowhere."""
+    at = np.arange(n)
+    some = sorted({0, 1, 15, 16, 17, n // 2, n - 17, n - 16, n - 1, n} & set(range(n + 1)))
+    yield from (at < k for k in some)
+    yield from (at >= k for k in some)
+    yield from ((at < a) | (at >= b) for a, b in itertools.pairwise(some))
+    yield from (rng.random(n) < share for share in (0.1, 0.5, 0.9))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2, 3, 64), (3, 2, 90), (1, 2, 2500), (70, 40), (600, 3), (9, 5, 7), (40, 17, 2)])
+@pytest.mark.parametrize("last", [False, True])
+def test_where_a_mask_is_set_in_a_row_does_not_show(dtype, shape, last):
+    rng = np.random.default_rng(3)
+    n = int(np.prod(shape)) // shape[1]
+    x, dy = (rng.standard_normal(shape).astype(dtype) + 3 for _ in range(2))
+    if last:
+        x, dy = (np.moveaxis(np.moveaxis(a, 1, -1).copy(), -1, 1) for a in (x, dy))
+    for mask in masks(n, rng):
+        mask = mask.reshape(shape[:1] + shape[2:])
+        if not mask.any():
+            continue
+        shown = np.broadcast_to(np.expand_dims(mask, 1), shape)
+        holed = np.where(shown, x, np.nan).astype(dtype)
+        zeroed = np.where(shown, dy, 0).astype(dtype)
+        if last:
+            holed, zeroed = (np.moveaxis(np.moveaxis(a, 1, -1).copy(), -1, 1) for a in (holed, zeroed))
+        weighed = cybn.batch_norm_stats(holed, sample_weight=mask.astype(dtype))
+        masked = cybn.batch_norm_stats(holed, mask=mask)
+        assert [a.tobytes() for a in masked[1:]] == [a.tobytes() for a in weighed[1:]]
+        sums = cybn.batch_norm_backward_reduce(zeroed, x, masked.mean)
+        masked = cybn.batch_norm_backward_reduce(dy, holed, masked.mean, mask=mask)
+        assert [a.tobytes() for a in masked] == [a.tobytes() for a in sums]
+
+
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -610,7 +647,7 @@ def test_wrong_extras_are_refused_and_nothing_is_changed(extra, kind, message):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [2, 7, 8, 19, 64])
-def test_a_bad_weight_is_found_wherever_it_stands(kernels, dtype, n):
+def test_a_bad_weight_is_found_wherever_it_stands(dtype, n):
     x = np.ones((n, 3), dtype)
     for where in range(n):
         for bad in (-1.0, np.nan, -np.inf, np.inf):

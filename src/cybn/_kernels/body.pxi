@@ -26,6 +26,7 @@ from cybn._kernels.kernels cimport (
     Kernels,
     Operand,
     Weights,
+    cybn_bound_flags,
     cybn_outside,
     cybn_weigh_double,
     cybn_weigh_float,
@@ -120,7 +121,7 @@ cdef enum:
     MAP_COLUMNS = 64    # that a map takes of LINES // arrays rows, so many streams, where they do not follow each other
     TABLE = 2112        # elements from table to table, 8 KB and a few lines. Tables on one page or the next, and short
     WIDE = 512          # rows of them, take the prefetchers off the trail of what they serve (measured: 1.5 times as
-    MANY = 65536        # long from memory): rows that follow each other are mapped as WIDE ones. MANY elements at a time
+    MANY = 65536        # long from memory): rows that follow each other are mapped as WIDE ones, MANY elements at once
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
     UNWRAPPED = 80      # columns of weights that repeat, as the sums read them: a run's, and 16 more
     SAMPLES = 8         # elements whose mean is the shift of a block
@@ -1051,8 +1052,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t kept_pitch = 0
     cdef real negative_slope = <real> job.negative_slope
     cdef bint before_sums = gated and not active and (job.activation != 0 or keeps)
-    # Rows that a mask leaves out as a whole are not read.
+    # Rows that a mask leaves out as a whole are not read, nor the end of a run; what it lets pass as a whole is summed
+    # as without it.
     cdef bint sparse = masked and not before_sums and job.rows and job.inner == 1 and job.period == 1
+    cdef bint by_flags = masked and job.rows and not sparse
+    cdef Py_ssize_t all_set, end = 0
     cdef int kind_of_sum = PLAIN, usual
     cdef const real *scale = gate + 2 * TABLE
     cdef const real *offset = gate + 3 * TABLE
@@ -1060,21 +1064,21 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if job.distant else 0
     # Columns after which weights repeat, where that is soon.
     cdef Py_ssize_t wrap = COLUMNS, size = tile * job.inner
-    if (weighted or masked) and not (before_sums or sparse) and job.rows and job.period == 1:
+    if (weighted or by_flags) and not before_sums and job.rows and job.period == 1:
         wrap = (LANES + job.inner - 1) // job.inner * job.inner
         size = wrap + LANES
     if backward:
-        kind_of_sum = BY_MASK if masked and not sparse else BACKWARD
+        kind_of_sum = BY_MASK if by_flags else BACKWARD
         if active and job.activation == RELU:
             kind_of_sum = BY_RELU_X if not by_output else KEEP_RELU if keeps else BY_RELU_Y
         elif active:
             kind_of_sum = BY_LEAKY_X if not by_output else KEEP_LEAKY if keeps else BY_LEAKY_Y
     elif weighted:
         kind_of_sum = POSITIVE if job.positive else WEIGHTED
-    elif masked and not sparse:
+    elif by_flags:
         kind_of_sum = COUNTED
     if (job.x.direct and (not backward or job.dy.direct) and not before_sums
-            and not ((weighted or masked) and not sparse and job.rows and wrap == COLUMNS)
+            and not ((weighted or by_flags) and job.rows and wrap == COLUMNS)
             and (not by_output or job.output.direct) and not staged):
         least = 1 if not job.rows else STATS_ROWS
         if job.rows and backward:
@@ -1104,7 +1108,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             if block.weight == 0:
                 continue    # nothing in it counts
         if features is short:
-            if masked:
+            if by_flags:
                 whole = block.weight == <double> block.count
                 kind_of_sum = usual if not whole else BACKWARD if backward else PLAIN     # as without a mask
         if not backward:
@@ -1165,14 +1169,23 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             else:
                 # Fetched ahead: the run after the next one, at last of the next panel.
                 ahead -= max(panel.rows - 2, 0) * panel.pitch
-                for r in range(panel.rows):
+                all_set = panel.cols
+                if masked:
+                    cybn_bound_flags(flags, panel.cols, LANES, &all_set, &end)
+                for r in range(panel.rows if all_set > 0 else 0):
                     j = (panel.channel + r) * LANES
                     if residual != NULL:
                         cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
-                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, flags, panel.cols,
+                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, flags, all_set,
                                2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j,
                                dots + j, kind_of_sum, further)
+                for r in range(panel.rows if masked and all_set < end else 0):
+                    j = (panel.channel + r) * LANES
+                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, y, flags + all_set,
+                               end - all_set, 2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
+                               scale + j, offset + j, negative_slope, kept, sums + j, dy_sums + j,
+                               dots + j, BY_MASK if backward else COUNTED, further)
             if features is short:
                 if staged and by_output:
                     deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)

@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -64,6 +65,24 @@ static inline double cybn_count_flags(const signed char *flags, ptrdiff_t n) {
 #endif
     for (; i < n; i++) count -= flags[i];
     return (double)count;
+}
+
+/* Of n flags: *whole, a multiple of `lanes` or n, before which all are set, and *end, ditto, from which on none is.
+   What is left after the last multiple stays together. */
+static inline void cybn_bound_flags(const signed char *flags, ptrdiff_t n, ptrdiff_t lanes, ptrdiff_t *whole,
+                                    ptrdiff_t *end) {
+    const signed char *first = (const signed char *)memchr(flags, 0, (size_t)n);
+    const ptrdiff_t rows = n / lanes * lanes;
+    ptrdiff_t last = n;
+    long long eight;
+    *whole = first ? (first - flags) / lanes * lanes : n;
+    for (; last >= 8; last -= 8) {
+        memcpy(&eight, flags + last - 8, sizeof eight);
+        if (eight) break;
+    }
+    while (last > *whole && !flags[last - 1]) last--;
+    last = (last + lanes - 1) / lanes * lanes;
+    *end = last > rows ? n : last;
 }
 
 /* Of weights: their sum and that of their squares, in double (eight sums side by side, element i in sum i % 8, the last
