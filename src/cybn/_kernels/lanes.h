@@ -52,10 +52,13 @@
 
 /* A vector of flags, bytes of 0 and -1, as such lanes. (Of __builtin_convertvector gcc 12 makes a load for each.) */
 #if defined(__SSE2__)
-CYBN_INLINE __m128i cybn_flags_16_float(const signed char *p) {
+CYBN_INLINE __m128i cybn_four(const signed char *p) {
     int four;
     memcpy(&four, p, sizeof four);
-    __m128i v = _mm_cvtsi32_si128(four);
+    return _mm_cvtsi32_si128(four);
+}
+CYBN_INLINE __m128i cybn_flags_16_float(const signed char *p) {
+    __m128i v = cybn_four(p);
     v = _mm_unpacklo_epi8(v, v);
     return _mm_unpacklo_epi16(v, v);
 }
@@ -70,7 +73,7 @@ CYBN_INLINE __m128i cybn_flags_16_double(const signed char *p) {
 #define CYBN_FLAGS_16_float(p) (mask)cybn_flags_16_float(p)
 #define CYBN_FLAGS_16_double(p) (mask)cybn_flags_16_double(p)
 #define CYBN_FLAGS_32_float(p) (mask)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p)))
-#define CYBN_FLAGS_32_double(p) (mask)_mm256_cvtepi8_epi64(_mm_castps_si128(_mm_load_ss((const float *)(p))))
+#define CYBN_FLAGS_32_double(p) (mask)_mm256_cvtepi8_epi64(cybn_four(p))
 #else
 #define CYBN_FLAGS_16_float(p) (mask){(p)[0], (p)[1], (p)[2], (p)[3]}
 #define CYBN_FLAGS_16_double(p) (mask){(p)[0], (p)[1]}
