@@ -1033,9 +1033,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef bint weighted = features is short and job.weights != NULL and not backward
     cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel and LANES)
     cdef real gate[4 * TABLE]
-    cdef const real *y = NULL
+    cdef const real *y
     cdef const flag *flags = NULL
-    cdef Py_ssize_t y_pitch = 0, flags_pitch = 0
+    cdef Py_ssize_t y_pitch, flags_pitch = 0
     # What an owner's map adds to x comes from memory while x, which is in a cache, is summed.
     cdef const real *residual = NULL
     if job.owned and job.stream and not backward and job.residual.direct:
@@ -1125,8 +1125,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         more = next_panel(job, &block, c0, c1, &panel)
         while more:
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
-            dy = x
-            dy_pitch = x_pitch
+            # Sums that do not read dy or y move them along.
+            dy = y = x
+            dy_pitch = y_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
             if features is short:
@@ -1182,7 +1183,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                                dots + j, kind_of_sum, further)
                 for r in range(panel.rows if masked and all_set < end else 0):
                     j = (panel.channel + r) * LANES
-                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, y, flags + all_set,
+                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, x, flags + all_set,
                                end - all_set, 2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept, sums + j, dy_sums + j,
                                dots + j, BY_MASK if backward else COUNTED, further)
