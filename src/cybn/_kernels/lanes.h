@@ -36,7 +36,7 @@
 #define CYBN_HALF_32(v, i) CYBN_WIDEN_32((const float *)(v) + (i) * 4)
 #else
 #define CYBN_WIDEN_16(p) __builtin_convertvector(*(const half *)(p), wide)
-#define CYBN_HALF_16(v, i) _mm_cvtps_pd((i) % 2 ? _mm_movehl_ps((v)[(i) / 2], (v)[(i) / 2]) : (__m128)(v)[(i) / 2])
+#define CYBN_HALF_16(v, i) CYBN_WIDEN_16((const float *)(v) + (i) * 2)
 #endif
 #if defined(__AVX__)
 #define CYBN_WIDTH 32

@@ -1,0 +1,93 @@
+/* What the headers of the kernels compute, as bits: compiled as for processors and compilers of other kinds
+   (test_lanes.py), all must print the same. */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#ifdef NO_VECTORS
+#undef __GNUC__
+#endif
+
+#include "lanes.h"
+#include "vectors.h"
+
+enum { ROWS = 6, COLS = 61, N = ROWS * COLS };
+
+static uint64_t hash = 14695981039346656037u;
+
+static void add(const void *bytes, size_t n) {
+    size_t i;
+    for (i = 0; i < n; i++) hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
+}
+
+static double number(int i) { return ((i * 7919 + 12345) % 1009 - 504) / 37.0; }
+
+#define SHOW(real)                                                                                                    \
+    static void show_##real(void) {                                                                                   \
+        static real x[N + 64], dy[N + 64], y[N + 64], shift[64], scale[64], offset[64], gated[N + 64], a[64], q[64];  \
+        static signed char flags[N + 64];                                                                             \
+        double sums[64];                                                                                              \
+        int i, kind, run;                                                                                             \
+        for (i = 0; i < N + 64; i++) {                                                                                \
+            x[i] = (real)number(i);                                                                                   \
+            dy[i] = (real)(number(3 * i + 1) * number(i + 2));                                                        \
+            y[i] = (real)number(5 * i + 2);                                                                           \
+            flags[i] = number(7 * i) > -5 ? -1 : 0;                                                                   \
+        }                                                                                                             \
+        for (i = 0; i < 64; i++) {                                                                                    \
+            shift[i] = (real)number(11 * i) / 8;                                                                      \
+            scale[i] = (real)number(13 * i) / 16;                                                                     \
+            offset[i] = (real)number(17 * i);                                                                         \
+        }                                                                                                             \
+        for (kind = CYBN_PLAIN; kind <= CYBN_BY_MASK; kind++)                                                         \
+            for (run = 0; run < 2; run++) {                                                                           \
+                memset(sums, 0, sizeof sums);                                                                         \
+                memset(a, 0, sizeof a);                                                                               \
+                memset(q, 0, sizeof q);                                                                               \
+                if (run)                                                                                              \
+                    cybn_sum_run_##real(kind, 16, 0, 16, x, 16, dy, 16, y, 16, flags, 16, N / 16, N % 16, 0, 16, 0,   \
+                                        shift, scale, offset, (real)0.25, gated, 16, sums, a, q);                     \
+                else                                                                                                  \
+                    cybn_sum_rows_##real(kind, COLS / 4 * 4, 0, 64, x, COLS, dy, COLS, y, COLS, flags, COLS, ROWS, 0, \
+                                         0, COLS, 0, shift, scale, offset, (real)0.25, gated, COLS, sums, a, q);      \
+                add(sums, sizeof sums);                                                                               \
+                add(a, sizeof a);                                                                                     \
+                add(q, sizeof q);                                                                                     \
+                add(gated, sizeof gated);                                                                             \
+                printf("%d %d %016llx\n", kind, run, (unsigned long long)hash);                                       \
+            }                                                                                                         \
+        for (i = 0; i < 64; i++) {                                                                                    \
+            const cybn_weights w = cybn_weigh_##real(x + i, i);                                                       \
+            add(&w, sizeof w);                                                                                        \
+        }                                                                                                             \
+        printf("weights %016llx\n", (unsigned long long)hash);                                                        \
+    }
+SHOW(float)
+SHOW(double)
+
+int main(void) {
+    static double values[64], roots[64];
+    static signed char flags[64];
+    ptrdiff_t n, whole, end;
+    int i;
+    show_float();
+    show_double();
+    for (i = 0; i < 64; i++) {
+        values[i] = i % 9 ? 1 + number(i) * number(i) : 0;
+        flags[i] = i < 20 || i % 7 == 3 ? -1 : 0;
+    }
+    for (n = 0; n < 64; n++) {
+        double count = cybn_count_flags(flags + n / 2, n - n / 2);
+        i = cybn_outside(values, n, 0, 40);
+        cybn_inverse_sqrt(values, 0, roots, n);
+        cybn_bound_flags(flags, n, 16, &whole, &end);
+        add(&count, sizeof count);
+        add(&i, sizeof i);
+        add(roots, sizeof roots);
+        add(&whole, sizeof whole);
+        add(&end, sizeof end);
+    }
+    printf("vectors %016llx\n", (unsigned long long)hash);
+    return 0;
+}
