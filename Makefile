@@ -91,7 +91,7 @@ ASAN = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=l
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=print_stacktrace=1
 # Without what starts processes or forks (the tool would be loaded into them) and what measures memory or pictures.
-UNSANITIZED := benchmarks dashboard package performance config memory threads team embedding service
+UNSANITIZED := benchmarks dashboard package performance config memory threads team embedding service lanes
 
 sanitize: .venv-sanitize/.installed  ## the suite under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(ASAN) HYPOTHESIS_PROFILE=sanitize .venv-sanitize/bin/python -m pytest --capture=sys -p no:faulthandler -o timeout=900 \
