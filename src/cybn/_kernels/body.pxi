@@ -1159,10 +1159,12 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 r = 0
                 while sparse and r < panel.rows:
                     j = set_flags(job.mask + panel.flat // job.channels, &r, panel.rows)
+                    if j == 0:
+                        break
                     reduce_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, y, y_pitch, flags, flags_pitch,
                                 j, panel.cols, wrap, center, scale, offset, negative_slope, kept, kept_pitch, sums,
                                 dy_sums, dots, kind_of_sum, further, False)
-                    r += max(j, 1)
+                    r += j
                 if not sparse:
                     reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, panel.rows, panel.cols, wrap,
                                 center, scale, offset, negative_slope, kept, kept_pitch, sums, dy_sums, dots,
