@@ -434,7 +434,7 @@ cdef struct Extras:
     const void *residual    # forward: added before the activation
     Py_ssize_t residual_pitch
     const void *weights     # backward: of the elements in the statistics
-    const flag *mask     # instead of them: where the result is 0
+    const flag *mask        # instead of them: where the result is 0
     Py_ssize_t weights_pitch    # of either
     bint even               # one for each row
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
@@ -443,6 +443,30 @@ cdef struct Extras:
     int activation
     double negative_slope
     Py_ssize_t wide         # columns of the tables where all rows follow each other; 0: not, a row's
+
+
+cdef enum companion:
+    # What a map of gradients reads beside x and dy: nothing, what tells which pass the activation, weights or flags (of
+    # elements, or one for each row).
+    ALONE
+    GATE
+    OUTPUT
+    WEIGHTS
+    ROW_WEIGHTS
+    FLAGS
+    ROW_FLAGS
+
+
+cdef inline companion companion_of(const Extras *extras) noexcept nogil:
+    if extras.gate != NULL:
+        return GATE
+    if extras.output != NULL:
+        return OUTPUT
+    if extras.weights != NULL:
+        return ROW_WEIGHTS if extras.even else WEIGHTS
+    if extras.mask != NULL:
+        return ROW_FLAGS if extras.even else FLAGS
+    return ALONE
 
 
 cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *kind) noexcept nogil:
@@ -459,114 +483,159 @@ cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *ki
         extras.output = <const real *> extras.output + n
 
 
-# One row. What follows `out` is constant where they are called, or NULL, so that gcc makes a loop of its own for each.
-
-cdef inline void normalize_row(const real *x, Py_ssize_t cols, const real *center, const real *scale,
-                               const real *offset, real *out, const real *residual, int activation,
-                               real negative_slope, bint uniform) noexcept nogil:
-    cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], v
-    cdef Py_ssize_t j
-    for j in range(cols):
-        v = (x[j] - (c0 if uniform else center[j])) * (s0 if uniform else scale[j]) + (o0 if uniform else offset[j])
-        if residual != NULL:
-            v = v + residual[j]
-        out[j] = activated(v, activation, negative_slope)
+cdef inline Py_ssize_t set_flags(const flag *flags, Py_ssize_t *first, Py_ssize_t end) noexcept nogil:
+    """How many flags in a row are set from the first on that is, and where that is."""
+    cdef Py_ssize_t i = first[0]
+    while i < end and flags[i] == 0:
+        i += 1
+    first[0] = i
+    while i < end and flags[i] != 0:
+        i += 1
+    return i - first[0]
 
 
-cdef inline void input_row(const real *x, const real *dy, Py_ssize_t cols, const real *center, const real *scale,
-                           const real *offset, const real *slope, real *out, const real *weights, bint even,
-                           const flag *mask, const real *gate, const real *y, int activation,
-                           real negative_slope, bint uniform) noexcept nogil:
-    cdef real c0 = center[0], s0 = scale[0], o0 = offset[0], t0 = slope[0], g0 = gate[0] if gate != NULL else 0
-    cdef real w0 = weights[0] if even else 0, d, v
-    cdef Py_ssize_t j
-    for j in range(cols):
-        d = x[j] - (c0 if uniform else center[j])
-        v = dy[j]
-        if gate != NULL:
-            v = passed(v, d * (s0 if uniform else scale[j]) + (g0 if uniform else gate[j]), activation, negative_slope)
-        if y != NULL:
-            v = passed(v, y[j], activation, negative_slope)
-        if weights != NULL:
-            v = v - (o0 if uniform else offset[j]) * (w0 if even else weights[j])
-            v = v - d * (t0 if uniform else slope[j]) * (w0 if even else weights[j])
-        else:
-            v = (v - (o0 if uniform else offset[j])) - d * (t0 if uniform else slope[j])
-        v = v * (s0 if uniform else scale[j])
-        out[j] = flagged(mask[j], v) if mask != NULL else v
+# Rows. What follows `extras` is constant where they are called, so that gcc makes a loop of its own for each.
+
+cdef inline void normalize_rows(const real *x, Py_ssize_t x_pitch, Py_ssize_t rows, Py_ssize_t cols,
+                                const real *table, real *out, Py_ssize_t out_pitch, const Extras *extras, bint plain,
+                                bint added, int activation, bint uniform) noexcept nogil:
+    cdef const real *residual = <const real *> extras.residual if added else NULL
+    cdef real negative = 0 if plain else <real> extras.negative_slope
+    cdef real c0, s0, o0, v
+    cdef Py_ssize_t r, j
+    for r in range(rows):
+        c0 = table[0]
+        s0 = table[TABLE]
+        o0 = table[2 * TABLE]
+        for j in range(cols):
+            v = (x[j] - (c0 if uniform else table[j])) * (s0 if uniform else table[TABLE + j])
+            v = v + (o0 if uniform else table[2 * TABLE + j])
+            if added:
+                v = v + residual[j]
+            out[j] = activated(v, activation, negative)
+        x += x_pitch
+        out += out_pitch
+        if added:
+            residual += extras.residual_pitch
+        if uniform:
+            table += 1
+
+
+cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch, Py_ssize_t rows,
+                            Py_ssize_t cols, const real *table, real *out, Py_ssize_t out_pitch, const Extras *extras,
+                            companion beside, int activation, bint uniform) noexcept nogil:
+    cdef const real *weights = <const real *> extras.weights if beside == WEIGHTS or beside == ROW_WEIGHTS else NULL
+    cdef const flag *mask = extras.mask if beside == FLAGS else NULL
+    cdef const real *gate = <const real *> extras.gate if beside == GATE else NULL
+    cdef const real *y = <const real *> extras.output if beside == OUTPUT else NULL
+    cdef real negative = 0 if activation == 0 else <real> extras.negative_slope
+    cdef real c0, s0, o0, t0, g0 = 0, w0 = 0, d, v
+    cdef Py_ssize_t r, j
+    for r in range(rows):
+        c0 = table[0]
+        s0 = table[TABLE]
+        o0 = table[2 * TABLE]
+        t0 = table[3 * TABLE]
+        if beside == GATE:
+            g0 = gate[0]
+        if beside == ROW_WEIGHTS:
+            w0 = weights[0]
+        for j in range(cols):
+            d = x[j] - (c0 if uniform else table[j])
+            v = dy[j]
+            if beside == GATE:
+                v = passed(v, d * (s0 if uniform else table[TABLE + j]) + (g0 if uniform else gate[j]), activation,
+                           negative)
+            if beside == OUTPUT:
+                v = passed(v, y[j], activation, negative)
+            if beside == WEIGHTS or beside == ROW_WEIGHTS:
+                v = v - (o0 if uniform else table[2 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
+                v = v - d * (t0 if uniform else table[3 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
+            else:
+                v = (v - (o0 if uniform else table[2 * TABLE + j])) - d * (t0 if uniform else table[3 * TABLE + j])
+            v = v * (s0 if uniform else table[TABLE + j])
+            out[j] = flagged(mask[j], v) if beside == FLAGS else v
+        x += x_pitch
+        dy += dy_pitch
+        out += out_pitch
+        if uniform:
+            table += 1
+            if beside == GATE:
+                gate += 1
+        if beside == OUTPUT:
+            y += extras.output_pitch
+        if beside == WEIGHTS or beside == ROW_WEIGHTS:
+            weights += extras.weights_pitch
+        if beside == FLAGS:
+            mask += extras.weights_pitch
+
+
+cdef inline void zero_rows(Py_ssize_t rows, Py_ssize_t cols, const flag *mask, Py_ssize_t mask_pitch, bint even,
+                           real *out, Py_ssize_t out_pitch) noexcept nogil:
+    """Where no flag is set."""
+    cdef Py_ssize_t r, j
+    for r in range(rows):
+        if not even:
+            for j in range(cols):
+                out[j] = flagged(mask[j], out[j])
+        elif mask[0] == 0:
+            memset(out, 0, cols * sizeof(real))
+        mask += mask_pitch
+        out += out_pitch
 
 
 cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                             Py_ssize_t rows, Py_ssize_t cols, const real *center, const real *scale,
-                             const real *offset, const real *slope, const Extras *extras,
+                             Py_ssize_t rows, Py_ssize_t cols, const real *table, const Extras *extras,
                              real *out, Py_ssize_t out_pitch, bint backward, bint uniform, bint plain) noexcept nogil:
     """y = d * scale + offset, or dx = ((dy - offset) - d * slope) * scale, with d = x - center.
 
     `uniform`: each row is one channel, and the tables have an element per row. `plain`: no extras.
     """
-    cdef Py_ssize_t r, j
-    cdef const real *residual = NULL if plain else <const real *> extras.residual
-    cdef const real *weights = NULL if plain else <const real *> extras.weights
-    cdef const flag *mask = NULL if plain else extras.mask
-    cdef const real *gate = NULL if plain else <const real *> extras.gate
-    cdef const real *y = NULL if plain else <const real *> extras.output
     cdef int activation = 0 if plain else extras.activation
-    cdef real negative = 0 if plain else <real> extras.negative_slope
-    for r in range(rows):
-        if mask != NULL and extras.even and mask[0] == 0:
-            memset(out, 0, cols * sizeof(real))
-        elif backward and gate != NULL and activation == RELU:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, gate, NULL, RELU, 0, uniform)
-        elif backward and gate != NULL:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, gate, NULL, LEAKY_RELU,
-                      negative, uniform)
-        elif backward and y != NULL and activation == RELU:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, NULL, y, RELU, 0, uniform)
-        elif backward and y != NULL:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, NULL, y, LEAKY_RELU,
-                      negative, uniform)
-        elif backward and weights == NULL and (mask == NULL or extras.even):
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, NULL, NULL, NULL, 0, 0, uniform)
-        elif backward and mask != NULL:
-            input_row(x, dy, cols, center, scale, offset, slope, out, NULL, False, mask, NULL, NULL, 0, 0, uniform)
-        elif backward and extras.even and not uniform:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, True, NULL, NULL, NULL, 0, 0, False)
-        elif backward:
-            input_row(x, dy, cols, center, scale, offset, slope, out, weights, False, NULL, NULL, NULL, 0, 0, uniform)
-        elif residual == NULL:
-            if activation == 0:
-                normalize_row(x, cols, center, scale, offset, out, NULL, 0, 0, uniform)
-            elif activation == RELU:
-                normalize_row(x, cols, center, scale, offset, out, NULL, RELU, 0, uniform)
-            else:
-                normalize_row(x, cols, center, scale, offset, out, NULL, LEAKY_RELU, negative, uniform)
-        elif activation == 0:
-            normalize_row(x, cols, center, scale, offset, out, residual, 0, 0, uniform)
+    cdef bint added = not plain and extras.residual != NULL
+    cdef companion beside = ALONE if plain else companion_of(extras)
+    cdef Py_ssize_t r = 0, last = 0, n, i
+    if backward and beside == ALONE:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, ALONE, 0, uniform)
+    elif backward and beside == GATE and activation == RELU:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, GATE, RELU, uniform)
+    elif backward and beside == GATE:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, GATE, LEAKY_RELU, uniform)
+    elif backward and beside == OUTPUT and activation == RELU:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, OUTPUT, RELU, uniform)
+    elif backward and beside == OUTPUT:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, OUTPUT, LEAKY_RELU, uniform)
+    elif backward and beside == FLAGS:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, FLAGS, 0, uniform)
+    elif backward and beside == WEIGHTS:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, WEIGHTS, 0, uniform)
+    elif backward and not uniform and beside == ROW_FLAGS:      # (of rows only)
+        while r < rows:
+            n = set_flags(extras.mask, &r, rows)
+            for i in range(last, r):
+                memset(out + i * out_pitch, 0, cols * sizeof(real))
+            input_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, n, cols, table,
+                       out + r * out_pitch, out_pitch, extras, ALONE, 0, False)
+            r += n
+            last = r
+    elif backward and not uniform:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, ROW_WEIGHTS, 0, False)
+    elif not backward and added:
+        if activation == 0:
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, 0, uniform)
         elif activation == RELU:
-            normalize_row(x, cols, center, scale, offset, out, residual, RELU, 0, uniform)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, RELU, uniform)
         else:
-            normalize_row(x, cols, center, scale, offset, out, residual, LEAKY_RELU, negative, uniform)
-        if not backward and mask != NULL and not extras.even:
-            for j in range(cols):
-                out[j] = flagged(mask[j], out[j])
-        x += x_pitch
-        dy += dy_pitch
-        out += out_pitch
-        if uniform:
-            center += 1
-            scale += 1
-            offset += 1
-            slope += 1
-            if gate != NULL:
-                gate += 1
-        if y != NULL:
-            y += extras.output_pitch
-        if residual != NULL:
-            residual += extras.residual_pitch
-        if weights != NULL:
-            weights += extras.weights_pitch
-        if mask != NULL:
-            mask += extras.weights_pitch
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, LEAKY_RELU, uniform)
+    elif not backward:
+        if activation == 0:
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, 0, uniform)
+        elif activation == RELU:
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, RELU, uniform)
+        else:
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, LEAKY_RELU, uniform)
+    if not backward and not plain and extras.mask != NULL:
+        zero_rows(rows, cols, extras.mask, extras.weights_pitch, extras.even, out, out_pitch)
 
 
 cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -576,9 +645,6 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
 
     `joined`: rows that follow each other, as rows of all columns that the tables have, and a shorter one at the end.
     """
-    cdef const real *scale = table + TABLE
-    cdef const real *offset = table + 2 * TABLE
-    cdef const real *slope = table + 3 * TABLE
     cdef Extras here = extras[0]
     cdef Py_ssize_t n = cols if uniform or x_pitch == cols else MAP_COLUMNS, step
     cdef bint joined = not uniform and extras.wide > 0
@@ -591,14 +657,11 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
         if joined:
             rows = cols // n
         if out == x:
-            map_columns(out, out_pitch, dy, dy_pitch, rows, n, table, scale, offset, slope, &here,
-                        out, out_pitch, backward, uniform, plain)
+            map_columns(out, out_pitch, dy, dy_pitch, rows, n, table, &here, out, out_pitch, backward, uniform, plain)
         elif backward and out == dy:
-            map_columns(x, x_pitch, out, out_pitch, rows, n, table, scale, offset, slope, &here,
-                        out, out_pitch, backward, uniform, plain)
+            map_columns(x, x_pitch, out, out_pitch, rows, n, table, &here, out, out_pitch, backward, uniform, plain)
         else:
-            map_columns(x, x_pitch, dy, dy_pitch, rows, n, table, scale, offset, slope, &here,
-                        out, out_pitch, backward, uniform, plain)
+            map_columns(x, x_pitch, dy, dy_pitch, rows, n, table, &here, out, out_pitch, backward, uniform, plain)
         step = rows * n if joined else n
         if step == cols:
             return
@@ -608,11 +671,18 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
         out += step
         if not joined:
             table += n
-            scale += n
-            offset += n
-            slope += n
         if not plain:
             move_on(&here, step, not joined, table)
+
+
+cdef void map_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch, Py_ssize_t rows,
+                   Py_ssize_t cols, const real *table, const Extras *extras, real *out, Py_ssize_t out_pitch,
+                   bint backward) noexcept nogil:
+    """Rows of channels with extras, not in the midst of a tile: these loops read up to nine arrays."""
+    if backward:
+        map_panel(x, x_pitch, dy, dy_pitch, rows, cols, table, extras, out, out_pitch, True, False, False)
+    else:
+        map_panel(x, x_pitch, dy, dy_pitch, rows, cols, table, extras, out, out_pitch, False, False, False)
 
 
 cdef void multiply(const real *source, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t cols, const real *factor,
@@ -753,17 +823,6 @@ cdef inline const weight *weigh(const Job *job, const weight *weights, const Pan
             to += size
         o += panel.pitch // width
     return stage
-
-
-cdef inline Py_ssize_t set_flags(const flag *flags, Py_ssize_t *first, Py_ssize_t end) noexcept nogil:
-    """How many flags in a row are set from the first on that is, and where that is."""
-    cdef Py_ssize_t i = first[0]
-    while i < end and flags[i] == 0:
-        i += 1
-    first[0] = i
-    while i < end and flags[i] != 0:
-        i += 1
-    return i - first[0]
 
 
 cdef inline real to_scale(double scale, real *kind) noexcept nogil:
@@ -1272,7 +1331,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         columns.count *= j
         extras.wide = columns.count
         budget = MANY
-    elif not rows and unstaged:
+    elif not rows and unstaged and (backward or not masked):     # (what is zeroed is still in L1)
         budget = MANY
     for j in range(n):
         table[j] = <real> job.center[c0 + j]
@@ -1354,9 +1413,12 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 x_pitch = panel.cols
             if extras.gate != NULL and not rows:
                 extras.gate = gate + 3 * TABLE + j
-            if rows:
+            if rows and features is short:
+                map_rows[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, &extras, out, out_pitch,
+                               backward)
+            elif rows:
                 map_panel[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, &extras, out, out_pitch,
-                                backward, False, plain)
+                                backward, False, True)
             else:
                 map_panel[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table + j, &extras, out, out_pitch,
                                 backward, True, plain)
