@@ -26,6 +26,17 @@ class Evaluation(_Network):
     operation = "evaluation"
 
 
+class Inference(Evaluation):
+    """The same for one image, each result alive until the last layer is through: what memory costs."""
+
+    params = (list(LIBRARIES), ["resnet50_n1"])
+
+    def time_network(self, library, network):
+        results = []
+        for call, count in self.calls:
+            results += [call() for _ in range(count)]
+
+
 class Backward(_Network):
     operation = "backward"
 

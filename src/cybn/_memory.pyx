@@ -1,8 +1,10 @@
 """Memory of large results: kept when an array dies, handed to the next one of about its size.
 
 New memory must be paged in and cleared by the system, which takes longer than the normalization itself (98 MB: 86 ms in
-pages of 4 KB, where writing takes 5 ms). NumPy lets an array have an allocator of its own (NEP 49), so results are
-ordinary arrays: they own their data, can be resized, and are counted by tracemalloc.
+pages of 4 KB, where writing takes 5 ms). The C library keeps what is small, but gives the end of its memory back when a
+few results die together: in a network of 0.8 MB a layer, each took 0.4 ms, and takes 20 us. NumPy lets an array have an
+allocator of its own (NEP 49), so results are ordinary arrays: they own their data, can be resized, and are counted by
+tracemalloc.
 
 Rejected: telling the system that it may take kept memory back (MADV_FREE), which costs 2 ms per 98 MB in small pages
 and makes the next use slower still; the C library's own cache, which ends at 32 MiB and knows no huge pages.
@@ -39,11 +41,17 @@ cdef extern from *:
     #include <stdint.h>
     #include <sys/mman.h>
     #define CYBN_CAN_KEEP 1
-    /* n bytes, a multiple of the huge page and aligned to it. */
+    static char *cybn_pages(size_t n) {
+        void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        return p == MAP_FAILED ? NULL : (char *)p;
+    }
+    /* n bytes; a multiple of the huge page aligned to it. */
     static void *cybn_map(size_t n) {
-        char *p = (char *)mmap(NULL, n + CYBN_HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        char *p;
         size_t skip;
-        if (p == (char *)MAP_FAILED) return NULL;
+        if (n % CYBN_HUGE) return cybn_pages(n);
+        p = cybn_pages(n + CYBN_HUGE);
+        if (p == NULL) return NULL;
         skip = (size_t)(-(uintptr_t)p & (CYBN_HUGE - 1));
         if (skip) munmap(p, skip);
         munmap(p + skip + n, CYBN_HUGE - skip);
@@ -57,13 +65,18 @@ cdef extern from *:
     static void cybn_unmap(void *p, size_t n) { (void)p; (void)n; }
     #endif
 
-    /* Tried, never waited for: who does not get it goes to the system. So no fork can leave it locked to a wait. */
+    /* Tried, not waited for: who does not get it goes to the system. So no fork can leave it locked to a wait. */
     static char cybn_keeping = 0;
     #if defined(_MSC_VER)
     static int cybn_try_keep(void) { return 0; }
     static void cybn_end_keep(void) {}
     #else
-    static int cybn_try_keep(void) { return !__atomic_test_and_set(&cybn_keeping, __ATOMIC_ACQUIRE); }
+    static int cybn_try_keep(void) {
+        int tries;
+        for (tries = 0; tries < 100; tries++)
+            if (!__atomic_test_and_set(&cybn_keeping, __ATOMIC_ACQUIRE)) return 1;
+        return 0;
+    }
     static void cybn_end_keep(void) { __atomic_clear(&cybn_keeping, __ATOMIC_RELEASE); }
     #endif
     """
@@ -78,11 +91,10 @@ can_keep = CYBN_CAN_KEEP != 0
 """Whether memory is kept on this system: Linux, for now."""
 
 cdef enum:
-    LARGE = 1 << 20     # bytes from which a result's memory is kept: the C library's own cache serves smaller ones well
-    # And that of a temporary array: together with a result of its size it would be given back to the system by every
-    # call (mask of (32, 56, 56): 0.4 ms). A huge page is too much for a smaller result, of which there may be many.
-    LARGE_TEMPORARY = 128 << 10
-    BLOCKS = 64         # blocks kept at most
+    LARGE = 128 << 10   # bytes from which memory is kept: smaller ones the C library's own cache serves well
+    GRAIN = 16 << 10    # what smaller blocks are multiples of: a huge page is too much where there may be many
+    HUGE = 1 << 20      # bytes from which they are of huge pages
+    BLOCKS = 256        # blocks kept at most
     # Of the data in its block: not near the 16 of NumPy's own arrays, or on some processors every load of x would wait
     # for a store to y whose address ends in the same 12 bits.
     START = 2048
@@ -92,20 +104,26 @@ cdef struct Block:
     size_t size
 
 cdef Block *kept[BLOCKS]    # the oldest first
+cdef size_t sizes[BLOCKS]   # theirs, so that no block is touched for its size
 cdef Py_ssize_t count = 0
 cdef size_t kept_bytes = 0
 cdef size_t most_bytes = 0
 
 
 cdef Block *find(size_t size) noexcept:
-    """Take out the smallest kept block that holds `size` bytes and wastes less than an eighth, or NULL."""
+    """Take out the smallest kept block that holds `size` bytes and wastes less than an eighth, or NULL.
+
+    Of those the youngest: it may still be in a cache.
+    """
     cdef Py_ssize_t i, best = -1
     cdef Block *block = NULL
     if not cybn_try_keep():
         return NULL
-    for i in range(count):
-        if size <= kept[i].size <= size + size // 8 and (best < 0 or kept[i].size < kept[best].size):
+    for i in range(count - 1, -1, -1):
+        if size <= sizes[i] <= size + size // 8 and (best < 0 or sizes[i] < sizes[best]):
             best = i
+            if sizes[i] == size:
+                break
     if best >= 0:
         block = kept[best]
         remove(best)
@@ -116,10 +134,11 @@ cdef Block *find(size_t size) noexcept:
 cdef void remove(Py_ssize_t index) noexcept:
     global count, kept_bytes
     cdef Py_ssize_t i
-    kept_bytes -= kept[index].size
+    kept_bytes -= sizes[index]
     count -= 1
     for i in range(index, count):
         kept[i] = kept[i + 1]
+        sizes[i] = sizes[i + 1]
 
 
 cdef bint keep(Block *block) noexcept:
@@ -133,6 +152,7 @@ cdef bint keep(Block *block) noexcept:
         remove(0)
         cybn_unmap(oldest, oldest.size)
     kept[count] = block
+    sizes[count] = block.size
     count += 1
     kept_bytes += block.size
     cybn_end_keep()
@@ -142,7 +162,8 @@ cdef bint keep(Block *block) noexcept:
 # ------------------------------------------------------------------------------------------ NumPy's allocator interface
 
 cdef void *allocate(void *context, size_t n) noexcept:
-    cdef size_t size = (n + START + CYBN_HUGE - 1) // CYBN_HUGE * CYBN_HUGE
+    cdef size_t grain = CYBN_HUGE if n >= HUGE else GRAIN
+    cdef size_t size = (n + START + grain - 1) // grain * grain
     cdef Block *block
     if size < n:
         return NULL
@@ -215,7 +236,7 @@ cdef ndarray new_like(ndarray x):
 
 cdef ndarray new_dense(ndarray a, cnp.dtype dtype):
     """A new array of a's shape in C order, its values undefined, for the time of a call."""
-    return new_array(a, cnp.NPY_CORDER, dtype, cnp.PyArray_SIZE(a) * dtype.itemsize >= LARGE_TEMPORARY)
+    return new_array(a, cnp.NPY_CORDER, dtype, cnp.PyArray_SIZE(a) * dtype.itemsize >= LARGE)
 
 
 cdef ndarray dense_copy(ndarray a, cnp.dtype dtype):
@@ -238,7 +259,7 @@ def empty_cache():
     """Give the memory that dead results have left to the system.
 
     cybn keeps up to ``CYBN_CACHE_MAX_BYTES`` (an environment variable, 256 MiB by default, 0: none) of the memory of
-    large results (1 MiB or more) that are no longer in use, because new memory costs more time than the arithmetic.
+    large results (128 KiB or more) that are no longer in use, because new memory costs more time than the arithmetic.
     Arrays that are in use are not affected.
     """
     cdef Block *block
