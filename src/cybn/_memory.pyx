@@ -94,7 +94,7 @@ cdef enum:
     LARGE = 128 << 10   # bytes from which memory is kept: smaller ones the C library's own cache serves well
     GRAIN = 16 << 10    # what smaller blocks are multiples of: a huge page is too much where there may be many
     HUGE = 1 << 20      # bytes from which they are of huge pages
-    BLOCKS = 256        # blocks kept at most
+    BLOCKS = 1024       # blocks kept at most
     # Of the data in its block: not near the 16 of NumPy's own arrays, or on some processors every load of x would wait
     # for a store to y whose address ends in the same 12 bits.
     START = 2048
