@@ -5,7 +5,8 @@ own; the processes take turns, one at a time, for several rounds, and a figure i
 formed per shape, then averaged geometrically, weighted by how often the shape occurs in its network. "Of copy" is the
 fraction of the limit: the least bytes that the operation can move (x read once and y written once; backward reads two
 arrays and writes one; a step is both) per second of cybn, over those of PyTorch's `copy_` of the same tensor into
-memory that exists.
+memory that exists. "Alive": so many layers one after the other whose results live until the last is through, as in a
+network: what the memory of results costs.
 
     python benchmarks/compare.py [--rounds 3] [--only WORDS] [--details] [--markdown FILE] [--save FILE]
 """
@@ -33,6 +34,7 @@ TRAINING = ("resnet50_n32", "mobilenet_v2_n32", "dense_2d", "few_channels")
 STEPS = ("resnet50_n32", "mobilenet_v2_n32")
 EVALUATION = ("resnet50_n32", "resnet50_n1", "mobilenet_v2_n32", "dense_2d", "few_channels")
 ROUND_SECONDS = 0.05
+ALIVE = 8
 
 # ----------------------------------------------------------------------------------------------- a library, as a worker
 
@@ -53,7 +55,12 @@ def prepare(library, operation, shape, last):
         residual="add" in words,
         counted=next((word for word in words if word in ("mask", "weights")), None),
     )
-    return libraries.prepare(WORKERS[library], task)
+    function = libraries.prepare(WORKERS[library], task)
+    return functools.partial(together, function) if "alive" in words else function
+
+
+def together(function):
+    return [function() for _ in range(ALIVE)]
 
 
 def copy(task):
@@ -165,6 +172,7 @@ def rows():
         Row("evaluation vs PyTorch", "evaluation", "torch", EVALUATION),
         Row("evaluation, channels-last, vs PyTorch", "evaluation", "torch", EVALUATION, last=True),
         Row("evaluation vs PyTorch's copy_", "evaluation", "torch", resnet, peer_operation="copy"),
+        Row(f"evaluation, {ALIVE} results alive, vs PyTorch", "evaluation alive", "torch", ("resnet50_n1",)),
         Row("evaluation vs ONNX Runtime", "evaluation", "onnx", EVALUATION),
         Row("backward, channels-first, vs PyTorch", "backward", "torch", TRAINING),
         Row("backward, channels-last, vs PyTorch", "backward", "torch", TRAINING, last=True),
@@ -197,7 +205,7 @@ def compare(table, rounds):
             for network, shape, count in cases(row):
                 # Beside PyTorch on whole networks, the copy too: it is the limit.
                 asked = [("cybn", row.operation), (row.peer, row.peer_operation)]
-                if row.peer == "torch" and row.networks != ("latency",):
+                if row.peer == "torch" and row.networks != ("latency",) and "alive" not in row.operation:
                     asked.append(("torch", "copy"))
                 turns = [
                     functools.partial(workers[library].measure, operation, shape, row.last)
