@@ -205,7 +205,7 @@ def compare(table, rounds):
             for network, shape, count in cases(row):
                 # Beside PyTorch on whole networks, the copy too: it is the limit.
                 asked = [("cybn", row.operation), (row.peer, row.peer_operation)]
-                if row.peer == "torch" and row.networks != ("latency",) and "alive" not in row.operation:
+                if row.peer == "torch" and row.networks != ("latency",) and row.operation in FLOOR_ARRAYS:
                     asked.append(("torch", "copy"))
                 turns = [
                     functools.partial(workers[library].measure, operation, shape, row.last)
