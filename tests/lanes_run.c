@@ -46,10 +46,10 @@ static double number(int i) { return ((i * 7919 + 12345) % 1009 - 504) / 37.0; }
                 memset(a, 0, sizeof a);                                                                               \
                 memset(q, 0, sizeof q);                                                                               \
                 if (run)                                                                                              \
-                    cybn_sum_run_##real(kind, 16, 0, 16, x, 16, dy, 16, y, 16, flags, 16, N / 16, N % 16, 0, 16, 0,   \
+                    cybn_sum_##real(0, kind, 16, 0, 16, x, 16, dy, 16, y, 16, flags, 16, N / 16, N % 16, 0, 16, 0,    \
                                         shift, scale, offset, (real)0.25, gated, 16, sums, a, q);                     \
                 else                                                                                                  \
-                    cybn_sum_rows_##real(kind, COLS / 4 * 4, 0, 64, x, COLS, dy, COLS, y, COLS, flags, COLS, ROWS, 0, \
+                    cybn_sum_##real(1, kind, COLS / 4 * 4, 0, 64, x, COLS, dy, COLS, y, COLS, flags, COLS, ROWS, 0,   \
                                          0, COLS, 0, shift, scale, offset, (real)0.25, gated, COLS, sums, a, q);      \
                 add(sums, sizeof sums);                                                                               \
                 add(a, sizeof a);                                                                                     \

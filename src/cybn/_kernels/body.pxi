@@ -80,32 +80,19 @@ cdef extern from "lanes.h" nogil:
         KEEP_RELU "CYBN_KEEP_RELU"
         KEEP_LEAKY "CYBN_KEEP_LEAKY"
         BY_MASK "CYBN_BY_MASK"
-    void cybn_sum_run_float(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
-                            Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y,
-                            Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
-                            Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further, const float *center,
-                            const float *scale, const float *offset, float slope, float *gated, Py_ssize_t gated_pitch,
-                            double *x_sums, float *dy_sums, float *products) noexcept
-    void cybn_sum_run_double(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
-                             Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y,
-                             Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
-                             Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
-                             const double *center, const double *scale, const double *offset, double slope,
-                             double *gated, Py_ssize_t gated_pitch, double *x_sums, double *dy_sums,
-                             double *products) noexcept
-    void cybn_sum_rows_float(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
-                             Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y,
-                             Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
-                             Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
-                             const float *center, const float *scale, const float *offset, float slope, float *gated,
-                             Py_ssize_t gated_pitch, double *x_sums, float *dy_sums, float *products) noexcept
-    void cybn_sum_rows_double(int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
-                              Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y,
-                              Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
-                              Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
-                              const double *center, const double *scale, const double *offset, double slope,
-                              double *gated, Py_ssize_t gated_pitch, double *x_sums, double *dy_sums,
-                              double *products) noexcept
+    void cybn_sum_float(bint apart, int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
+                        Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y,
+                        Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
+                        Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further, const float *center,
+                        const float *scale, const float *offset, float slope, float *gated, Py_ssize_t gated_pitch,
+                        double *x_sums, float *dy_sums, float *products) noexcept
+    void cybn_sum_double(bint apart, int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
+                         Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y,
+                         Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
+                         Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
+                         const double *center, const double *scale, const double *offset, double slope,
+                         double *gated, Py_ssize_t gated_pitch, double *x_sums, double *dy_sums,
+                         double *products) noexcept
 
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
@@ -358,7 +345,7 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
                              Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap, const real *center, const real *scale,
                              const real *offset, real negative_slope, real *gated, Py_ssize_t gated_pitch,
                              double *x_sums, real *dy_sums, real *dots, int kind, Py_ssize_t further,
-                             bint plain) noexcept nogil:
+                             bint apart) noexcept nogil:
     """Rows of `cols` columns. Flags, and weights in the place of dy, repeat every `wrap` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows; and
     # from memory what follows, or these columns of the next rows.
@@ -370,22 +357,14 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef real d, w, g
     if further and not linear:
         further = rows * x_pitch - AHEAD
-    if real is float and plain:
-        cybn_sum_run_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
-                           ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
-                           dy_sums, dots)
-    elif real is float:
-        cybn_sum_rows_float(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
-                            ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
-                            dy_sums, dots)
-    elif plain:
-        cybn_sum_run_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
-                            ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
-                            dy_sums, dots)
+    if real is float:
+        cybn_sum_float(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
+                       ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums,
+                       dots)
     else:
-        cybn_sum_rows_double(kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
-                             ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
-                             dy_sums, dots)
+        cybn_sum_double(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows,
+                        0, ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
+                        dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
@@ -422,11 +401,11 @@ cdef inline void reduce_run(const real *x, const real *dy, const real *y, const 
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
-        cybn_sum_run_float(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead, LANES,
-                           further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
+        cybn_sum_float(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead,
+                       LANES, further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
     else:
-        cybn_sum_run_double(kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead,
-                            LANES, further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
+        cybn_sum_double(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead,
+                        LANES, further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
 
 
 cdef struct Extras:
@@ -435,8 +414,8 @@ cdef struct Extras:
     Py_ssize_t residual_pitch
     const void *weights     # backward: of the elements in the statistics
     const flag *mask        # instead of them: where the result is 0
-    Py_ssize_t weights_pitch    # of either
-    bint even               # one for each row
+    bint even               # a weight for each row
+    Py_ssize_t weights_pitch    # of weights or mask
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
     const void *output      # or its result
     Py_ssize_t output_pitch
@@ -446,15 +425,14 @@ cdef struct Extras:
 
 
 cdef enum companion:
-    # What a map of gradients reads beside x and dy: nothing, what tells which pass the activation, weights or flags (of
-    # elements, or one for each row).
+    # What a map of gradients reads beside x and dy: nothing, what tells which pass the activation, weights (or one for
+    # each row), flags.
     ALONE
     GATE
     OUTPUT
     WEIGHTS
     ROW_WEIGHTS
     FLAGS
-    ROW_FLAGS
 
 
 cdef inline companion companion_of(const Extras *extras) noexcept nogil:
@@ -464,9 +442,7 @@ cdef inline companion companion_of(const Extras *extras) noexcept nogil:
         return OUTPUT
     if extras.weights != NULL:
         return ROW_WEIGHTS if extras.even else WEIGHTS
-    if extras.mask != NULL:
-        return ROW_FLAGS if extras.even else FLAGS
-    return ALONE
+    return FLAGS if extras.mask != NULL else ALONE
 
 
 cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *kind) noexcept nogil:
@@ -475,7 +451,7 @@ cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *ki
         extras.residual = <const real *> extras.residual + n
     if extras.weights != NULL and not extras.even:
         extras.weights = <const real *> extras.weights + n
-    if extras.mask != NULL and not extras.even:
+    if extras.mask != NULL:
         extras.mask += n
     if gate and extras.gate != NULL:
         extras.gate = <const real *> extras.gate + n
@@ -570,16 +546,13 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
             mask += extras.weights_pitch
 
 
-cdef inline void zero_rows(Py_ssize_t rows, Py_ssize_t cols, const flag *mask, Py_ssize_t mask_pitch, bint even,
-                           real *out, Py_ssize_t out_pitch) noexcept nogil:
+cdef inline void zero_rows(Py_ssize_t rows, Py_ssize_t cols, const flag *mask, Py_ssize_t mask_pitch, real *out,
+                           Py_ssize_t out_pitch) noexcept nogil:
     """Where no flag is set."""
     cdef Py_ssize_t r, j
     for r in range(rows):
-        if not even:
-            for j in range(cols):
-                out[j] = flagged(mask[j], out[j])
-        elif mask[0] == 0:
-            memset(out, 0, cols * sizeof(real))
+        for j in range(cols):
+            out[j] = flagged(mask[j], out[j])
         mask += mask_pitch
         out += out_pitch
 
@@ -594,7 +567,6 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
     cdef int activation = 0 if plain else extras.activation
     cdef bint added = not plain and extras.residual != NULL
     cdef companion beside = ALONE if plain else companion_of(extras)
-    cdef Py_ssize_t r = 0, last = 0, n, i
     if backward and beside == ALONE:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, ALONE, 0, uniform)
     elif backward and beside == GATE and activation == RELU:
@@ -609,15 +581,6 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, FLAGS, 0, uniform)
     elif backward and beside == WEIGHTS:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, WEIGHTS, 0, uniform)
-    elif backward and not uniform and beside == ROW_FLAGS:      # (of rows only)
-        while r < rows:
-            n = set_flags(extras.mask, &r, rows)
-            for i in range(last, r):
-                memset(out + i * out_pitch, 0, cols * sizeof(real))
-            input_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, n, cols, table,
-                       out + r * out_pitch, out_pitch, extras, ALONE, 0, False)
-            r += n
-            last = r
     elif backward and not uniform:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, ROW_WEIGHTS, 0, False)
     elif not backward and added:
@@ -635,7 +598,7 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         else:
             normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, LEAKY_RELU, uniform)
     if not backward and not plain and extras.mask != NULL:
-        zero_rows(rows, cols, extras.mask, extras.weights_pitch, extras.even, out, out_pitch)
+        zero_rows(rows, cols, extras.mask, extras.weights_pitch, out, out_pitch)
 
 
 cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -683,6 +646,25 @@ cdef void map_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t
         map_panel(x, x_pitch, dy, dy_pitch, rows, cols, table, extras, out, out_pitch, True, False, False)
     else:
         map_panel(x, x_pitch, dy, dy_pitch, rows, cols, table, extras, out, out_pitch, False, False, False)
+
+
+cdef void map_set_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch, Py_ssize_t rows,
+                       Py_ssize_t cols, const real *table, const Extras *extras, const flag *mask, real *out,
+                       Py_ssize_t out_pitch, bint backward) noexcept nogil:
+    """map_rows where the flag of a row is set; the others become 0 and are not read."""
+    cdef Extras here = extras[0]
+    cdef Py_ssize_t r = 0, done = 0, n, i
+    while done < rows:
+        n = set_flags(mask, &r, rows)
+        for i in range(done, r):
+            memset(out + i * out_pitch, 0, cols * sizeof(real))
+        if extras.residual != NULL:
+            here.residual = (<const real *> extras.residual) + r * extras.residual_pitch
+        if n > 0:
+            map_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, n, cols, table, &here, out + r * out_pitch,
+                     out_pitch, backward)
+        r += n
+        done = r
 
 
 cdef void multiply(const real *source, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t cols, const real *factor,
@@ -1216,20 +1198,19 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 for r in range(panel.rows if residual != NULL else 0):
                     cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
                 r = 0
-                while sparse and r < panel.rows:
-                    j = set_flags(job.mask + panel.flat // job.channels, &r, panel.rows)
+                while r < panel.rows:
+                    j = panel.rows
+                    if sparse:
+                        j = set_flags(job.mask + panel.flat // job.channels, &r, panel.rows)
                     if j == 0:
                         break
                     reduce_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, y, y_pitch, flags, flags_pitch,
                                 j, panel.cols, wrap, center, scale, offset, negative_slope, kept, kept_pitch, sums,
-                                dy_sums, dots, kind_of_sum, further, False)
+                                dy_sums, dots, kind_of_sum, further, features is short)
                     r += j
-                if not sparse:
-                    reduce_rows(x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, panel.rows, panel.cols, wrap,
-                                center, scale, offset, negative_slope, kept, kept_pitch, sums, dy_sums, dots,
-                                kind_of_sum, further, features is char)
             else:
                 # Fetched ahead: the run after the next one, at last of the next panel.
+                # (Two loops: with both calls in one, sums without a mask took 3 % longer.)
                 ahead -= max(panel.rows - 2, 0) * panel.pitch
                 all_set = panel.cols
                 if masked:
@@ -1379,10 +1360,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 elif weighted:
                     extras.weights = weigh[real](job, <const real *> job.weights, &panel, rows, panel.cols // j, j,
                                                  w_stage, &extras.weights_pitch)
-                elif masked and even:
-                    extras.mask = job.mask + panel.flat // job.channels
-                    extras.weights_pitch = 1
-                elif masked:
+                elif masked and not even:
                     extras.mask = weigh[flag](job, job.mask, &panel, rows, panel.cols // j, j, <flag *> w_stage,
                                               &extras.weights_pitch)
                 if gated:
@@ -1413,7 +1391,10 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 x_pitch = panel.cols
             if extras.gate != NULL and not rows:
                 extras.gate = gate + 3 * TABLE + j
-            if rows and features is short:
+            if masked and even:
+                map_set_rows[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, &extras,
+                                   job.mask + panel.flat // job.channels, out, out_pitch, backward)
+            elif rows and features is short:
                 map_rows[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, &extras, out, out_pitch,
                                backward)
             elif rows:

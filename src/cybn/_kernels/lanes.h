@@ -31,7 +31,7 @@
 #include <immintrin.h>
 #define CYBN_WIDEN_16(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(p))))
 #define CYBN_WIDEN_32(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
-/* The i-th half of vectors in registers. (Of the long ones by way of memory: extracting takes the converters' port.) */
+/* The i-th half of vectors in registers. (Of the long ones gcc 12 extracts it; by way of memory it is no faster.) */
 #define CYBN_HALF_16(v, i) _mm_cvtps_pd((i) % 2 ? _mm_movehl_ps((v)[(i) / 2], (v)[(i) / 2]) : (__m128)(v)[(i) / 2])
 #define CYBN_HALF_32(v, i) CYBN_WIDEN_32((const float *)(v) + (i) * 4)
 #else
@@ -374,6 +374,9 @@ enum {
 
 #define CYBN_ALL(real)                                                                                                \
     ptrdiff_t cols, ptrdiff_t step, ptrdiff_t wrap, CYBN_TAKES(real), double *x_sums, real *dy_sums, real *products
+#define CYBN_ARGUMENTS                                                                                                \
+    cols, step, wrap, x, pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, rest, ahead, line, further,       \
+        shift, scale, offset, slope, gated, gated_pitch, x_sums, dy_sums, products
 
 /* Columns in groups of 16 and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap` columns,
    at least 16, and stand there once with 15 more: w is where they are read. */
@@ -399,23 +402,17 @@ enum {
                         products + j);                                                                                \
     }                                                                                                                 \
     CYBN_APART void name##_rows(CYBN_ALL(real)) {                                                                     \
-        name##_run(cols, step, wrap, x, pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, rest, ahead, line, \
-                   further, shift, scale, offset, slope, gated, gated_pitch, x_sums, dy_sums, products);              \
+        name##_run(CYBN_ARGUMENTS);                                                                                   \
     }
-#define CYBN_CASE(kind, function)                                                                                     \
+#define CYBN_CASE(kind, name, ...)                                                                                    \
     case kind:                                                                                                        \
-        function(cols, step, wrap, x, pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, rest, ahead, line,   \
-                 further, shift, scale, offset, slope, gated, gated_pitch, x_sums, dy_sums, products);                \
+        if (apart) name##_rows(CYBN_ARGUMENTS);                                                                       \
+        else name##_run(CYBN_ARGUMENTS);                                                                              \
         break;
-#define CYBN_CASE_RUN(kind, name, ...) CYBN_CASE(kind, name##_run)
-#define CYBN_CASE_ROWS(kind, name, ...) CYBN_CASE(kind, name##_rows)
 #define CYBN_SUM(real)                                                                                                \
     CYBN_KINDS(CYBN_COLUMNS, real)                                                                                    \
-    CYBN_INLINE void cybn_sum_run_##real(int kind, CYBN_ALL(real)) {                                                  \
-        switch (kind) { CYBN_KINDS(CYBN_CASE_RUN, real) }                                                             \
-    }                                                                                                                 \
-    CYBN_INLINE void cybn_sum_rows_##real(int kind, CYBN_ALL(real)) {                                                 \
-        switch (kind) { CYBN_KINDS(CYBN_CASE_ROWS, real) }                                                            \
+    CYBN_INLINE void cybn_sum_##real(int apart, int kind, CYBN_ALL(real)) {                                           \
+        switch (kind) { CYBN_KINDS(CYBN_CASE, real) }                                                                 \
     }
 CYBN_SUM(float)
 CYBN_SUM(double)
