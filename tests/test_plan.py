@@ -96,11 +96,14 @@ def test_maps_take_runs_as_they_lie_in_memory():
     assert max(shares) < 1.1 * min(shares)
 
 
-def test_maps_of_narrow_rows_are_shared_in_whole_rows():
-    """Half of the channels of each row would be half a page at a time."""
-    assert _schedule.plan_of(256, 1024, 1, 2)["slices"] == 1
-    plan = _schedule.plan_of(256, 1024, 1, 2, reduces=False)
-    assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == [(0, 128 * 1024), (1, 128 * 1024)]
-    assert plan["slices"] == 2
-    # Wide ones are cut between channels.
-    assert _schedule.plan_of(64, 8192, 1, 2, reduces=False)["slices"] == 1
+def test_maps_of_rows_are_shared_in_whole_rows():
+    """Two threads with halves of each row of (128, 2048) took two to five times as long."""
+    for rows, channels, inner in (256, 1024, 1), (64, 8192, 1), (32, 512, 49):
+        assert _schedule.plan_of(rows, channels, inner, 2)["slices"] == 1
+        plan = _schedule.plan_of(rows, channels, inner, 2, reduces=False)
+        half = rows * channels * inner // 2
+        assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == [(0, half), (1, half)]
+        assert plan["slices"] == 2
+    # Not where each would have so few that its tables cost more, nor where their numbers would differ.
+    assert _schedule.plan_of(20, 8192, 1, 2, reduces=False)["slices"] == 1
+    assert _schedule.plan_of(5, 8192, 49, 4, reduces=False)["slices"] == 1

@@ -36,6 +36,7 @@ cdef enum:
     PARTIALS = 32768        # slices * channels, about: enough slices for many threads, few enough to combine quickly
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
+    MAP_ROWS = 16           # of a thread: enough to pay for its tables of all columns
     LEAST_CUTS = 16         # places for each share to end at, or runs are cut
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
@@ -271,12 +272,14 @@ cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mappe
         if not plan.owner:
             pieces = ceil_div(LEAST_CUTS * plan.threads, blocks * ceil_div(min(plan.band, job.channels), plan.step))
         inner = equal_piece(job.inner, min(pieces, job.blocks_inner), LANES)
-    elif (job.rows and plan.threads > 1 and not plan.owner and job.channels * job.inner < plan.threads * COLUMNS
+    elif (job.rows and plan.threads > 1 and not plan.owner and job.outer * job.inner >= MAP_ROWS * plan.threads
             and (not revisit or job.blocks < 2 * plan.threads)):
-        # Shares of whole rows, if a share of the channels would be less than a tile. (Not if that loses the order of
-        # the second sweep, backwards.)
+        # Shares of whole rows, not of columns: threads that write parts of the same rows fetch each other's lines. (Not
+        # if that loses the order of the second sweep, backwards.)
         outer = equal_piece(job.outer, plan.threads, job.period)
         blocks = most = ceil_div(job.outer, outer)
+        if 4 * outer * plan.threads > 5 * job.outer:
+            return False
     else:
         return False
     mapped[0] = job[0]
