@@ -1,4 +1,4 @@
-from cybn._kernels.kernels cimport Job
+from cybn._kernels.kernels cimport Job, finisher
 
 cdef class Coefficients:
     cdef double eps
@@ -8,4 +8,5 @@ cdef class Coefficients:
 
     cdef void use(self, Job *job) noexcept
 
-cdef Coefficients coefficients_of(Coefficients before, tuple vectors, double eps, Py_ssize_t channels)
+cdef Coefficients coefficients_of(Coefficients before, tuple vectors, double eps, Py_ssize_t channels,
+                                  finisher finish_normalize)

@@ -1,6 +1,6 @@
 """What an evaluation needs of a layer's vectors, made once and kept for as long as they hold the same bytes.
 
-Conversions, a root and a division take 7 ns a channel, as much as some ten rows of x; to compare the vectors with those
+Conversions, a root and a division take 4 ns a channel, as much as some ten rows of x; to compare the vectors with those
 of the call before takes half a nanosecond. Compared they must be, all of them in every call: their owner may write
 into them at any time, and no array tells.
 """
@@ -11,8 +11,7 @@ from libc.string cimport memcmp, memset
 from numpy cimport ndarray
 
 from cybn._arrays cimport as_vector, check_not_negative, is_dense_vector, read_vector
-from cybn._kernels.kernels cimport Job, cybn_inverse_sqrt
-from cybn._schedule cimport Channels, finish_normalize
+from cybn._kernels.kernels cimport Channels, Job, cybn_inverse_sqrt, finisher
 
 cnp.import_array()
 
@@ -42,16 +41,17 @@ cdef bint same(ndarray kept, object vector):
             and memcmp(cnp.PyArray_DATA(kept), cnp.PyArray_DATA(vector), cnp.PyArray_NBYTES(kept)) == 0)
 
 
-cdef Coefficients coefficients_of(Coefficients before, tuple vectors, double eps, Py_ssize_t channels):
+cdef Coefficients coefficients_of(Coefficients before, tuple vectors, double eps, Py_ssize_t channels,
+                                  finisher finish_normalize):
     """Those of running_mean, running_var, weight and bias: the ones of `before`, if that may be."""
     if (before is None or before.channels != channels or before.eps != eps
             or not (same(before.vectors[0], vectors[0]) and same(before.vectors[1], vectors[1])
                     and same(before.vectors[2], vectors[2]) and same(before.vectors[3], vectors[3]))):
-        return new_coefficients(vectors, eps, channels)
+        return new_coefficients(vectors, eps, channels, finish_normalize)
     return before
 
 
-cdef Coefficients new_coefficients(tuple vectors, double eps, Py_ssize_t channels):
+cdef Coefficients new_coefficients(tuple vectors, double eps, Py_ssize_t channels, finisher finish_normalize):
     cdef Coefficients self = Coefficients.__new__(Coefficients)
     cdef Channels v
     cdef Job job

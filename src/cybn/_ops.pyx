@@ -42,29 +42,16 @@ from cybn._coefficients cimport Coefficients, coefficients_of
 from cybn._kernels.kernels cimport (
     LEAKY_RELU,
     RELU,
+    Channels,
     Job,
     Kernels,
     Operand,
     Weights,
     cybn_inverse_sqrt,
+    finisher,
     verb,
 )
-from cybn._schedule cimport (
-    Channels,
-    decompose,
-    finish_backward,
-    finish_backward_input,
-    finish_frozen,
-    finish_moments,
-    finish_normalize,
-    finish_sums,
-    finish_training,
-    finisher,
-    partial_size,
-    run,
-    set_centers,
-    weigh_blocks,
-)
+from cybn._schedule cimport decompose, partial_size, run, weigh_blocks
 from cybn._threads cimport wished_threads
 
 cnp.import_array()
@@ -214,6 +201,16 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
     job.partial = line_start(job.counts + job.slices)
     job.source = &job.x
     return self
+
+
+cdef ndarray give_vector(Call call, double **values):
+    """An array for the caller, where the call has `values` from now on."""
+    cdef cnp.npy_intp n = call.channels
+    cdef ndarray a = cnp.PyArray_EMPTY(1, &n, cnp.NPY_FLOAT64, 0)
+    values[0] = <double *> cnp.PyArray_DATA(a)
+    if call.size == 0:
+        memset(values[0], 0, n * sizeof(double))    # (as in `open_call`)
+    return a
 
 
 cdef inline double *spare(Call call) noexcept:
@@ -404,14 +401,11 @@ cdef int open_gate(Call call, object output, ndarray x, ndarray dx) except -1:
             check_overlap(dx, call.output, "output")
         describe(&job.output, &call.layout, call.output)
         return 0
-    set_centers(job, call.v.mean, call.v.invstd, call.v.weight, 0, n)
+    kernels.finish_normalize(job, &call.v, 0, n)
     memcpy(job.gate_center, job.center, n * sizeof(double))
     memcpy(job.gate_factor, job.factor, n * sizeof(double))
     memcpy(job.gate_scale, job.scale, n * sizeof(double))
-    if call.v.bias != NULL:
-        memcpy(job.gate_offset, call.v.bias, n * sizeof(double))
-    else:
-        memset(job.gate_offset, 0, n * sizeof(double))
+    memcpy(job.gate_offset, job.offset, n * sizeof(double))
     return 0
 
 
@@ -453,12 +447,15 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
                         object correction, object activation, object negative_slope, object residual, object mask,
                         object sample_weight, object masked_output, bint save):
     cdef ndarray data = as_data(x, "x")
-    cdef ndarray y, mean_array = None, var_array = None
+    cdef ndarray y, mean_array = None, var_array = None, save_mean = None, save_invstd = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
     cdef bint train = truth(training, "training"), track = running_mean is not None, empty
     cdef double spread
     check_running(running_mean, running_var, train)
+    if save:
+        save_mean = give_vector(call, &v.mean)
+        save_invstd = give_vector(call, &v.invstd)
     v.eps = check_eps(eps, train)
     v.momentum = check_momentum(momentum)
     spread = real_number(correction, "correction")
@@ -503,7 +500,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
             v.running_mean = call.job.gate_center
             v.running_var = spare(call)
             v.degrees = degrees_of_freedom(call, spread, sample_weight is not None)
-        execute(call, kernels.collect_stats[call.type], finish_training, kernels.normalize[call.type])
+        execute(call, kernels.collect_stats[call.type], kernels.finish_training, kernels.normalize[call.type])
         if track and call.size > 0:
             write_vector(mean_array, v.running_mean)
             write_vector(var_array, v.running_var)
@@ -511,11 +508,8 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         if empty and not track:
             set_unit(v.mean, spare(call), call.channels)
         cybn_inverse_sqrt(spare(call), v.eps, v.invstd, call.channels)
-        execute(call, NULL, finish_normalize, kernels.normalize[call.type])
-    if not save:
-        return y, None, None
-    return (y, new_vector(call.channels, cnp.NPY_FLOAT64, v.mean),
-            new_vector(call.channels, cnp.NPY_FLOAT64, v.invstd))
+        execute(call, NULL, kernels.finish_normalize, kernels.normalize[call.type])
+    return y, save_mean, save_invstd
 
 
 def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
@@ -537,7 +531,6 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     cdef ndarray dy = as_same(grad_output, "grad_output", data), dx, gated = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
-    cdef Py_ssize_t c
     cdef bint train = truth(training, "training"), with_residual = truth(return_grad_residual, "return_grad_residual")
     read_parameters(call, weight, bias)
     read_vector(save_mean, "save_mean", call.channels, v.mean)
@@ -555,12 +548,10 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     if v.count == 0:
         v.count = 1     # all is masked, and every sum 0
     if train:
-        execute(call, kernels.backward_reduce[call.type], finish_backward, kernels.backward_input[call.type])
+        execute(call, kernels.backward_reduce[call.type], kernels.finish_backward, kernels.backward_input[call.type])
     else:
         call.job.source = &call.job.dy if call.job.gated.data == NULL else &call.job.gated
-        execute(call, kernels.backward_reduce[call.type], finish_frozen, kernels.normalize[call.type])
-    for c in range(call.channels):
-        v.sum_dy_xmu[c] *= v.invstd[c]
+        execute(call, kernels.backward_reduce[call.type], kernels.finish_frozen, kernels.normalize[call.type])
     cdef ndarray grad_weight = new_vector(call.channels, call.dtype, v.sum_dy_xmu)
     cdef ndarray grad_bias = new_vector(call.channels, call.dtype, v.sum_dy)
     return (dx, grad_weight, grad_bias) if gated is None else (dx, grad_weight, grad_bias, gated)
@@ -572,10 +563,10 @@ def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
     read_weights(call, data, mask, sample_weight)
     if call.job.block_weights != NULL and call.v.count == 0:
         return Moments(0, np.zeros(call.channels), np.zeros(call.channels))
-    execute(call, kernels.collect_stats[call.type], finish_moments, NULL)
+    mean, m2 = give_vector(call, &call.v.mean), give_vector(call, &call.v.m2)
+    execute(call, kernels.collect_stats[call.type], kernels.finish_moments, NULL)
     count = 0 if call.size == 0 else call.v.count if sample_weight is not None else int(call.v.count)
-    return Moments(count, new_vector(call.channels, cnp.NPY_FLOAT64, call.v.mean),
-                   new_vector(call.channels, cnp.NPY_FLOAT64, call.v.m2))
+    return Moments(count, mean, m2)
 
 
 def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads, activation, negative_slope, residual, mask,
@@ -586,7 +577,8 @@ def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads, acti
     read_vector(invstd, "invstd", call.channels, call.v.invstd)
     check_not_negative(call.v.invstd, "invstd", call.channels)
     read_parameters(call, weight, bias)
-    return apply(call, data, finish_normalize, activation, negative_slope, residual, mask, None, masked_output, out)
+    return apply(call, data, kernels.finish_normalize, activation, negative_slope, residual, mask, None, masked_output,
+                 out)
 
 
 cdef ndarray apply(Call call, ndarray x, finisher finish, object activation, object negative_slope, object residual,
@@ -620,9 +612,9 @@ def batch_norm_backward_reduce(grad_output, x, mean, axis, num_threads, invstd, 
     read_weights(call, data, mask, None)
     open_gate(call, output, data, None)
     describe(&call.job.dy, &call.layout, dy)
-    execute(call, kernels.backward_reduce[call.type], finish_sums, NULL)
-    return (new_vector(call.channels, cnp.NPY_FLOAT64, call.v.sum_dy),
-            new_vector(call.channels, cnp.NPY_FLOAT64, call.v.sum_dy_xmu))
+    sums = give_vector(call, &call.v.sum_dy), give_vector(call, &call.v.sum_dy_xmu)
+    execute(call, kernels.backward_reduce[call.type], kernels.finish_sums, NULL)
+    return sums
 
 
 def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_dy_xmu, count, axis, out, num_threads,
@@ -651,8 +643,8 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
         gated = new_gated(call, data, dy)
     describe(&call.job.out, &call.layout, dx)
     # The sums are known; where gradients must pass a gate and are wanted, they do so on the way to them.
-    execute(call, kernels.backward_reduce[call.type] if call.job.gated.data != NULL else NULL, finish_backward_input,
-            kernels.backward_input[call.type])
+    execute(call, kernels.backward_reduce[call.type] if call.job.gated.data != NULL else NULL,
+            kernels.finish_backward_input, kernels.backward_input[call.type])
     return dx if gated is None else (dx, gated)
 
 
@@ -694,7 +686,7 @@ cdef class Layer:
         check_running(vectors[0], vectors[1], False)
         with cython.critical_section(self):
             before = self._coefficients
-        found = coefficients_of(before, vectors, eps, channels)
+        found = coefficients_of(before, vectors, eps, channels, kernels.finish_normalize)
         if found is not before:
             with cython.critical_section(self):
                 self._coefficients = found

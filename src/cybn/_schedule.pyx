@@ -1,10 +1,6 @@
-"""Which elements form a block (fixed: it makes the bits) and which thread does what, when (free).
-
-Between the sweeps over the elements stand the finishers: per channel, in double, they combine the slices and turn
-statistics into the coefficients of the second sweep.
-"""
-from libc.math cimport INFINITY, fabs
-from libc.string cimport memcpy, memset
+"""Which elements form a block (fixed: it makes the bits) and which thread does what, when (free)."""
+from libc.math cimport INFINITY
+from libc.string cimport memset
 
 from cybn import _caches
 from cybn._environment import number
@@ -13,11 +9,11 @@ from cybn._kernels.kernels cimport (
     COLUMNS,
     LANES,
     PANEL,
+    Channels,
     Job,
     Weights,
     cybn_count_flags,
-    cybn_inverse_sqrt,
-    cybn_outside,
+    finisher,
     partial_sums,
     slice_of,
     slice_start,
@@ -40,6 +36,7 @@ cdef enum:
     LEAST_CUTS = 16         # places for each share to end at, or runs are cut
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
+    FINISHED = 256          # channels that are finished at a time: their vectors fit the first cache
     STRETCH = 32 * 1024     # bytes of memory in one piece that a group of channels reads at least
     L2_STRETCH = 12 * 1024  # or, if so it fits L2, at least so many
     SHORT_PIECE = 1024      # bytes in one piece that an owner reads at least where its group fits L2
@@ -50,8 +47,6 @@ cdef enum:
     WORTH_CLOSE = 512 * 1024
     WORTH_WAKING = 4 << 20
     WORTH_COMPETING = 32 << 20
-
-cdef double WIDE = 18446744073709551616.0   # 2**64
 
 caches = _caches.read()
 """What calls are planned for: the caches of the processors that this process could run on at import."""
@@ -382,9 +377,15 @@ cdef struct Sweeps:
     Py_ssize_t first        # of these three that there is
 
 
+cdef void finish(const Sweeps *s, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
+    while c0 < c1:
+        s.finish(s.job, s.v, c0, min(c0 + FINISHED, c1))
+        c0 += FINISHED
+
+
 cdef void group(const Sweeps *s, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
     s.reduce(s.job, c0, c1, 0, s.job.slices)
-    s.finish(s.job, s.v, c0, c1)
+    finish(s, c0, c1)
     s.apply(s.mapped, c0, c1, 0, s.mapped.slices)
 
 
@@ -404,7 +405,7 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     if phase == 0:
         sweep(s.job, &s.plan, s.reduce, band, share, False)
     elif phase == 1:
-        s.finish(s.job, s.v, band + n * share // s.shares, band + n * (share + 1) // s.shares)
+        finish(s, band + n * share // s.shares, band + n * (share + 1) // s.shares)
     else:
         sweep(s.mapped, &s.plan, s.apply, band, share, s.backwards)
 
@@ -456,143 +457,6 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
         sweeps.first = 0 if reduce != NULL else 1 if finish != NULL else 2
         share_out(meet, &sweeps, ceil_div(job.channels, sweeps.plan.band) * sweeps.phases, sweeps.shares,
                   sweeps.plan.threads, worth)
-
-
-# ----------------------------------------------------------------------------------------------------------- finishers
-# For channels of one group, whose partial sums lie side by side.
-
-cdef void finish_moments(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """Mean and m2 of each channel from its slices: two passes over the slice means, exact to double rounding.
-
-    Channels inside the loops: they lie side by side.
-    """
-    cdef const double *first = partial_sums(job, 0, c0)
-    cdef const double *p
-    cdef double *mean = v.mean + c0
-    cdef double *m2 = v.m2 + c0
-    cdef Py_ssize_t c, s, n = c1 - c0
-    cdef double count, d, total = 0
-    if job.slices == 1:
-        for c in range(n):
-            d = first[c] - first[c]     # 0, or NaN: what is infinite has no mean, as below
-            mean[c] = first[c] + d
-            m2[c] = first[job.pitch + c] + d
-        return
-    for c in range(n):
-        mean[c] = 0
-        m2[c] = 0
-    for s in range(job.slices):
-        p = partial_sums(job, s, c0)
-        count = job.counts[s]
-        total += count
-        for c in range(n):
-            mean[c] += count * (p[c] - first[c])
-    for c in range(n):
-        mean[c] = first[c] + mean[c] / total
-    for s in range(job.slices):
-        p = partial_sums(job, s, c0)
-        count = job.counts[s]
-        for c in range(n):
-            d = p[c] - mean[c]
-            m2[c] += p[job.pitch + c] + count * (d * d)
-
-
-cdef void set_centers(Job *job, const double *mean, const double *invstd, const double *weight,
-                      Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """center and factor, and scale = invstd * weight; NULL: mean 0, weight 1.
-
-    x is scaled by a power of two where x - mean would overflow in float32, or the scale leave its normal range.
-    Elsewhere the factor is 1, which costs no bit and no time.
-    """
-    cdef Py_ssize_t c
-    cdef double up
-    if mean != NULL:
-        memcpy(job.center + c0, mean + c0, (c1 - c0) * sizeof(double))
-    else:
-        memset(job.center + c0, 0, (c1 - c0) * sizeof(double))
-    if weight != NULL:
-        for c in range(c0, c1):
-            job.scale[c] = invstd[c] * weight[c]
-    else:
-        memcpy(job.scale + c0, invstd + c0, (c1 - c0) * sizeof(double))
-    for c in range(c0, c1):
-        job.factor[c] = 1
-    if not (cybn_outside(job.center + c0, c1 - c0, -1e30, 1e30) or cybn_outside(invstd + c0, c1 - c0, 1e-30, 1e30)):
-        return
-    for c in range(c0, c1):
-        up = 1
-        if fabs(job.center[c]) > 1e30 or fabs(invstd[c]) < 1e-30:
-            up = WIDE
-        elif fabs(invstd[c]) > 1e30 and fabs(job.center[c]) < 1e10:
-            up = 1 / WIDE
-        job.factor[c] = 1 / up
-        job.center[c] *= job.factor[c]
-        job.scale[c] *= up
-
-
-cdef void finish_normalize(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """mean and invstd -> the coefficients of `normalize`."""
-    set_centers(job, v.mean, v.invstd, v.weight, c0, c1)
-    if v.bias != NULL:
-        memcpy(job.offset + c0, v.bias + c0, (c1 - c0) * sizeof(double))
-    else:
-        memset(job.offset + c0, 0, (c1 - c0) * sizeof(double))
-
-
-cdef void finish_training(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """Slices -> mean, m2, invstd -> the coefficients of `normalize`; and the running statistics."""
-    cdef Py_ssize_t c
-    cdef double keep = 1 - v.momentum
-    finish_moments(job, v, c0, c1)
-    if v.running_mean != NULL:
-        for c in range(c0, c1):
-            v.running_mean[c] = keep * v.running_mean[c] + v.momentum * v.mean[c]
-            v.running_var[c] = keep * v.running_var[c] + v.momentum * (v.m2[c] / v.degrees)
-    for c in range(c0, c1):
-        v.invstd[c] = v.m2[c] / v.count
-    cybn_inverse_sqrt(v.invstd + c0, v.eps, v.invstd + c0, c1 - c0)
-    finish_normalize(job, v, c0, c1)
-
-
-cdef void finish_sums(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """Slices -> sum_dy, sum_dy_xmu."""
-    cdef const double *first = partial_sums(job, 0, c0)
-    cdef const double *p
-    cdef double *sum_dy = v.sum_dy + c0
-    cdef double *sum_dy_xmu = v.sum_dy_xmu + c0
-    cdef Py_ssize_t c, s, n = c1 - c0
-    for c in range(n):
-        sum_dy[c] = 0 + first[c]    # (of a negative zero, too, the sum is 0)
-        sum_dy_xmu[c] = 0 + first[job.pitch + c]
-    for s in range(1, job.slices):
-        p = partial_sums(job, s, c0)
-        for c in range(n):
-            sum_dy[c] += p[c]
-            sum_dy_xmu[c] += p[job.pitch + c]
-
-
-cdef void finish_backward_input(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """Sums -> the coefficients of `backward_input`."""
-    cdef Py_ssize_t c
-    set_centers(job, v.mean, v.invstd, v.weight, c0, c1)
-    for c in range(c0, c1):
-        job.offset[c] = v.sum_dy[c] / v.count
-        job.slope[c] = v.invstd[c] * v.invstd[c] * (v.sum_dy_xmu[c] / v.count) / job.factor[c]
-
-
-cdef void finish_backward(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    finish_sums(job, v, c0, c1)
-    finish_backward_input(job, v, c0, c1)
-
-
-cdef void finish_frozen(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
-    """Constants as statistics: dx = dy * weight * invstd, which is `normalize` applied to dy with mean 0."""
-    cdef Py_ssize_t c
-    finish_sums(job, v, c0, c1)
-    for c in range(c0, c1):
-        job.offset[c] = v.invstd[c] * v.weight[c] if v.weight != NULL else v.invstd[c]
-    set_centers(job, NULL, job.offset, NULL, c0, c1)
-    memset(job.offset + c0, 0, (c1 - c0) * sizeof(double))
 
 
 # ---------------------------------------------------------------------------------------------- for tests and the model

@@ -1,2 +1,3 @@
 """The kernels for any processor: what the compiler's default target allows."""
+include "finishers.pxi"
 include "body.pxi"

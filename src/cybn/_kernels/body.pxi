@@ -984,7 +984,7 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
                       const real *shift, bint backward, real *kind) noexcept nogil:
     """Fold the columns into their channels and the block into the slice (Chan, Golub, LeVeque 1979).
 
-    Loops along the channels, the rare repair in one of its own, so that gcc vectorises the rest.
+    Loops along the channels, so that gcc vectorises them; the rare repair is looked for four channels at a time.
     """
     cdef double first[COLUMNS]
     cdef double second[COLUMNS]
@@ -1016,9 +1016,10 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
             again[c] = 1 if count * delta * delta > 0.75 * q else again[c]
             first[c] = <double> shift[c] + a if sizeof(real) == 8 else a
             second[c] = q - count * delta * delta
-    for c in range(tile):
-        if again[c] != 0:
-            repair_block(job, block, c0 + c, &first[c], &second[c], backward, kind)
+    if cybn_outside(again, tile, 0, 0):
+        for c in range(tile):
+            if again[c] != 0:
+                repair_block(job, block, c0 + c, &first[c], &second[c], backward, kind)
     if backward:
         for c in range(tile):
             means[c] += first[c]
@@ -1521,5 +1522,12 @@ table.backward_reduce[0] = backward_reduce_f32
 table.backward_reduce[1] = backward_reduce_f64
 table.backward_input[0] = backward_input_f32
 table.backward_input[1] = backward_input_f64
+table.finish_moments = finish_moments
+table.finish_normalize = finish_normalize
+table.finish_training = finish_training
+table.finish_sums = finish_sums
+table.finish_backward = finish_backward
+table.finish_backward_input = finish_backward_input
+table.finish_frozen = finish_frozen
 
 kernels = PyCapsule_New(&table, "cybn._kernels", NULL)

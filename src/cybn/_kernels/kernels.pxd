@@ -1,4 +1,4 @@
-"""What a kernel build and its callers share: the job, the four verbs, the table of them.
+"""What a kernel build and its callers share: the job, the verbs and the finishers, the table of them.
 
 Arrays of any rank and layout arrive as (outer, channels, inner) in the order in which x lies in memory;
 `flat = (o * channels + c) * inner + i` numbers the elements. The decomposition (blocks, slices, rows) is
@@ -99,6 +99,23 @@ cdef struct Job:
     double *gate_offset
 
 
+cdef struct Channels:
+    # Per-channel input and results of a finisher, double; NULL where the call has none.
+    double *mean
+    double *m2
+    double *invstd
+    double *weight
+    double *bias
+    double *sum_dy
+    double *sum_dy_xmu
+    double *running_mean    # to be updated
+    double *running_var
+    double momentum
+    double degrees          # what running_var divides m2 by
+    double eps
+    double count
+
+
 cdef inline Py_ssize_t slice_start(const Job *job, Py_ssize_t piece) noexcept nogil:
     """The first block of a slice: slices differ by one block at most."""
     return piece if job.slices == job.blocks else job.blocks * piece // job.slices
@@ -127,6 +144,8 @@ cdef inline double *partial_sums(const Job *job, Py_ssize_t piece, Py_ssize_t c)
 # A verb does the channels [c0, c1) of the slices [piece, stop).
 ctypedef void (*verb)(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop) noexcept nogil
 
+# A finisher does the channels [c0, c1), of one group, between two verbs.
+ctypedef void (*finisher)(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil
 
 ctypedef Weights (*weigher)(const void *weights, Py_ssize_t n) noexcept nogil
 
@@ -138,3 +157,10 @@ cdef struct Kernels:
     verb normalize[2]
     verb backward_reduce[2]
     verb backward_input[2]
+    finisher finish_moments
+    finisher finish_normalize
+    finisher finish_training
+    finisher finish_sums
+    finisher finish_backward
+    finisher finish_backward_input
+    finisher finish_frozen

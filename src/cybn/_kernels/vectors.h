@@ -11,15 +11,33 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX__)
+typedef __m256d cybn_wide;
+#define CYBN_WIDE(name) _mm256_##name
+#define CYBN_WIDE_float(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
+#define CYBN_WIDE_double(p) _mm256_loadu_pd(p)
+#define CYBN_LESS(a, b) _mm256_cmp_pd(a, b, _CMP_LT_OQ)
+#define CYBN_DIFFER(a, b) _mm256_cmp_pd(a, b, _CMP_NEQ_UQ)
+#define CYBN_WIDTH 4
+#elif defined(__SSE2__)
+typedef __m128d cybn_wide;
+#define CYBN_WIDE(name) _mm_##name
+#define CYBN_WIDE_float(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+#define CYBN_WIDE_double(p) _mm_loadu_pd(p)
+#define CYBN_LESS(a, b) _mm_cmplt_pd(a, b)
+#define CYBN_DIFFER(a, b) _mm_cmpneq_pd(a, b)
+#define CYBN_WIDTH 2
+#endif
+
 /* invstd = 1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN. The two
    arrays may be one. */
 static inline void cybn_inverse_sqrt(const double *var, double eps, double *invstd, ptrdiff_t n) {
     ptrdiff_t c = 0;
 #if defined(__SSE2__)
-    for (; c + 2 <= n; c += 2) {
-        __m128d s = _mm_add_pd(_mm_loadu_pd(var + c), _mm_set1_pd(eps));
-        __m128d r = _mm_div_pd(_mm_set1_pd(1), _mm_sqrt_pd(s));
-        _mm_storeu_pd(invstd + c, _mm_and_pd(r, _mm_cmpneq_pd(s, _mm_setzero_pd())));
+    for (; c + CYBN_WIDTH <= n; c += CYBN_WIDTH) {
+        const cybn_wide s = CYBN_WIDE(add_pd)(CYBN_WIDE(loadu_pd)(var + c), CYBN_WIDE(set1_pd)(eps));
+        const cybn_wide r = CYBN_WIDE(div_pd)(CYBN_WIDE(set1_pd)(1), CYBN_WIDE(sqrt_pd)(s));
+        CYBN_WIDE(storeu_pd)(invstd + c, CYBN_WIDE(and_pd)(r, CYBN_DIFFER(s, CYBN_WIDE(setzero_pd)())));
     }
 #endif
     for (; c < n; c++) {
@@ -33,12 +51,13 @@ static inline int cybn_outside(const double *values, ptrdiff_t n, double least, 
     ptrdiff_t c = 0;
     int found = 0;
 #if defined(__SSE2__)
-    __m128d low = _mm_set1_pd(least), high = _mm_set1_pd(most), any = _mm_setzero_pd();
-    for (; c + 2 <= n; c += 2) {
-        __m128d v = _mm_loadu_pd(values + c);
-        any = _mm_or_pd(any, _mm_or_pd(_mm_cmplt_pd(v, low), _mm_cmpgt_pd(v, high)));
+    const cybn_wide low = CYBN_WIDE(set1_pd)(least), high = CYBN_WIDE(set1_pd)(most);
+    cybn_wide any = CYBN_WIDE(setzero_pd)();
+    for (; c + CYBN_WIDTH <= n; c += CYBN_WIDTH) {
+        const cybn_wide v = CYBN_WIDE(loadu_pd)(values + c);
+        any = CYBN_WIDE(or_pd)(any, CYBN_WIDE(or_pd)(CYBN_LESS(v, low), CYBN_LESS(high, v)));
     }
-    found = _mm_movemask_pd(any);
+    found = CYBN_WIDE(movemask_pd)(any);
 #endif
     for (; c < n; c++) found |= values[c] < least || values[c] > most;
     return found != 0;
@@ -91,20 +110,9 @@ typedef struct {
     double sum, squares, least;
 } cybn_weights;
 
-#if defined(__AVX__)
-typedef __m256d cybn_wide;
-#define CYBN_WIDE(name) _mm256_##name
-#define CYBN_WIDE_float(p) _mm256_cvtps_pd(_mm_loadu_ps(p))
-#define CYBN_WIDE_double(p) _mm256_loadu_pd(p)
-#elif defined(__SSE2__)
-typedef __m128d cybn_wide;
-#define CYBN_WIDE(name) _mm_##name
-#define CYBN_WIDE_float(p) _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
-#define CYBN_WIDE_double(p) _mm_loadu_pd(p)
-#endif
 #if defined(__SSE2__)
 #define CYBN_WEIGH_VECTORS(real)                                                                                      \
-    enum { D = sizeof(cybn_wide) / sizeof(double) };                                                                  \
+    enum { D = CYBN_WIDTH };                                                                                          \
     cybn_wide a[8 / D], q[8 / D], low = CYBN_WIDE(set1_pd)(HUGE_VAL);                                                 \
     for (j = 0; j < 8 / D; j++) a[j] = q[j] = CYBN_WIDE(setzero_pd)();                                                \
     for (; i + 8 <= n; i += 8)                                                                                        \
