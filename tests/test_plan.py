@@ -74,6 +74,9 @@ def test_partial_sums_share_no_cache_line(geometry):
         ((32, 64, 12544), (512 * KIB, 2 * MIB), 2, "two sweeps"),
         ((401408, 64, 1), (512 * KIB, 32 * MIB), 2, "two sweeps"),
         ((64, 8192, 1), (512 * KIB, 32 * MIB), 2, "owner"),  # shares are channels anyway
+        ((12, 1024, 49), (MIB, 32 * MIB), 2, "owner"),  # so here, in few pieces of memory
+        ((32, 512, 49), (MIB, 32 * MIB), 2, "two sweeps"),  # in many, at whose ends threads take each other's lines
+        ((1, 64, 12544), (MIB, 32 * MIB), 2, "owner"),  # in one
         ((32, 64, 1), (512 * KIB, 32 * MIB), 2, "owner"),  # everything fits
     ],
 )

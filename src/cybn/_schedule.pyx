@@ -9,6 +9,7 @@ from cybn._kernels.kernels cimport (
     COLUMNS,
     LANES,
     PANEL,
+    SHORTEST,
     Channels,
     Job,
     Weights,
@@ -33,6 +34,7 @@ cdef enum:
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
     MAP_ROWS = 16           # of a thread: enough to pay for its tables of all columns
+    MOST_PIECES = 12        # of a group that L2 does not hold: at the ends of each, owners take lines from each other
     LEAST_CUTS = 16         # places for each share to end at, or runs are cut
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
@@ -211,6 +213,17 @@ cdef struct Plan:
     Py_ssize_t band         # channels between two meetings of the threads (not owner)
 
 
+cdef Py_ssize_t row_share(const Job *job, int threads) noexcept nogil:
+    """Outer indices of each thread if it maps whole rows; 0 if its tables would cost too much, or shares be unequal.
+
+    Threads that write parts of the same rows take lines from each other wherever the parts meet.
+    """
+    cdef Py_ssize_t outer = equal_piece(job.outer, threads, job.period)
+    if job.outer * job.inner < MAP_ROWS * threads or 4 * outer * threads > 5 * job.outer:
+        return 0
+    return outer
+
+
 cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps, int threads,
                     Py_ssize_t l2, Py_ssize_t l3) noexcept nogil:
     """`operands`: arrays that take room in the caches."""
@@ -230,8 +243,9 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     if not revisit or (job.rows and job.period > 1):    # (rows of several outer indices cannot be cut)
         return plan
     # A group fills half of L2. If that made it read memory in short pieces it is wider than L2, but takes no more than
-    # a quarter of the thread's share of L3. Every thread gets about the same. What all lies in L3 is read faster twice,
-    # in the order of memory: one group for each thread, if that fits L2 or shares are channels anyway.
+    # a quarter of the thread's share of L3, or half if it is one stretch. Every thread gets about the same. What all
+    # lies in L3 is read faster twice, in the order of memory: one group for each thread, if that fits L2, is one
+    # stretch, or shares are channels anyway (and few pieces, or whole rows no choice for the map: see `row_share`).
     least = max(1, STRETCH // stretch)
     rounds = 1
     if job.distant:
@@ -242,10 +256,14 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
         rounds = ceil_div(ceil_div(job.channels, width), plan.threads)
     width = ceil_div(job.channels, rounds * plan.threads)
     piece = width * stretch
-    plan.owner = ((piece >= SHORT_PIECE if width * channel_bytes <= l2 // 2 else
-                   piece >= LONG_PIECE and
-                   (width * channel_bytes <= l3 // (4 * plan.threads) if job.distant else job.slices == 1))
-                  and ceil_div(job.channels, width) >= plan.threads
+    if width * channel_bytes <= l2 // 2:
+        plan.owner = piece >= SHORT_PIECE
+    elif job.distant:
+        plan.owner = piece >= LONG_PIECE and width * channel_bytes <= l3 // ((4 if job.outer > 1 else 2) * plan.threads)
+    else:
+        plan.owner = piece >= LONG_PIECE and (job.outer == 1 or job.slices == 1 and (
+            job.outer <= MOST_PIECES or job.inner < SHORTEST or row_share(job, plan.threads) == 0))
+    plan.owner = (plan.owner and ceil_div(job.channels, width) >= plan.threads
                   and 4 * rounds * plan.threads * width <= 5 * job.channels)
     if plan.owner:
         plan.width = width
@@ -267,14 +285,11 @@ cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mappe
         if not plan.owner:
             pieces = ceil_div(LEAST_CUTS * plan.threads, blocks * ceil_div(min(plan.band, job.channels), plan.step))
         inner = equal_piece(job.inner, min(pieces, job.blocks_inner), LANES)
-    elif (job.rows and plan.threads > 1 and not plan.owner and job.outer * job.inner >= MAP_ROWS * plan.threads
-            and (not revisit or job.blocks < 2 * plan.threads)):
-        # Shares of whole rows, not of columns: threads that write parts of the same rows fetch each other's lines. (Not
-        # if that loses the order of the second sweep, backwards.)
-        outer = equal_piece(job.outer, plan.threads, job.period)
+    elif (plan.threads > 1 and not plan.owner and (job.blocks < 2 * plan.threads or job.rows and not revisit)
+            and row_share(job, plan.threads)):
+        # (Not if that loses the order of the second sweep, backwards.)
+        outer = row_share(job, plan.threads)
         blocks = most = ceil_div(job.outer, outer)
-        if 4 * outer * plan.threads > 5 * job.outer:
-            return False
     else:
         return False
     mapped[0] = job[0]
