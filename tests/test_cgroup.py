@@ -1,4 +1,4 @@
-"""The quota of control groups, read from a tree that is made up."""
+"""The limits of control groups, read from a tree that is made up."""
 
 import pytest
 
@@ -33,10 +33,24 @@ class Tree:
             (self.mount / name / "cpu.cfs_quota_us").write_text(f"{limit}\n")
             (self.mount / name / "cpu.cfs_period_us").write_text(f"{period}\n")
 
-    def processors(self):
+    def of_memory(self, controllers, path, file, limits):
+        self.groups.append(f"4:{controllers}:{path}" if controllers else f"0::{path}")
+        mount = V1.format(mount=self.escaped(), controllers=controllers)
+        self.mounts.append(mount if controllers else V2.format(root="/", mount=self.escaped()))
+        for name, limit in limits.items():
+            (self.mount / name).mkdir(parents=True, exist_ok=True)
+            (self.mount / name / file).write_text(limit + "\n")
+
+    def read(self, function):
         (self.folder / "cgroup").write_text("".join(line + "\n" for line in self.groups))
         (self.folder / "mountinfo").write_text("".join(line + "\n" for line in self.mounts))
-        return _cgroup.processors(str(self.folder))
+        return function(str(self.folder))
+
+    def processors(self):
+        return self.read(_cgroup.processors)
+
+    def memory(self):
+        return self.read(_cgroup.memory)
 
 
 @pytest.fixture
@@ -118,8 +132,30 @@ def test_both_versions(tree, tmp_path):
     assert tree.processors() == 3
 
 
+@pytest.mark.parametrize(
+    ("limit", "memory"), [("max", None), ("1073741824", 2**30), ("", None), ("-1", None), ("1 GiB", None), ("0", 0)]
+)
+def test_memory(tree, limit, memory):
+    tree.of_memory("", "/a", "memory.max", {"a": limit})
+    assert tree.memory() == memory
+    assert tree.processors() is None
+
+
+@pytest.mark.parametrize("controllers", ["memory", "memory,hugetlb"])
+def test_memory_v1(tree, controllers):
+    tree.of_memory(controllers, "/a/b", "memory.limit_in_bytes", {"a": "5000000", "a/b": "9223372036854771712"})
+    assert tree.memory() == 5000000  # the groups above count too
+    assert tree.processors() is None
+
+
+def test_memory_of_other_controllers_is_not_read(tree):
+    tree.of_memory("cpu", "/", "memory.limit_in_bytes", {".": "5000000"})
+    assert tree.memory() is None
+
+
 def test_no_files(tmp_path):
     assert _cgroup.processors(str(tmp_path)) is None
+    assert _cgroup.memory(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("cgroup", ["", "rubbish\n", "0::/a\n", "\x00\n", "a:b:c:d\n"])
@@ -128,6 +164,7 @@ def test_files_of_another_kind(tmp_path, cgroup, mountinfo):
     (tmp_path / "cgroup").write_text(cgroup)
     (tmp_path / "mountinfo").write_text(mountinfo)
     assert _cgroup.processors(str(tmp_path)) is None
+    assert _cgroup.memory(str(tmp_path)) is None
 
 
 def test_bytes_that_are_no_text(tmp_path):
@@ -138,3 +175,4 @@ def test_bytes_that_are_no_text(tmp_path):
 
 def test_this_process():
     assert _cgroup.processors() is None or _cgroup.processors() >= 1
+    assert _cgroup.memory() is None or _cgroup.memory() > 0

@@ -23,6 +23,7 @@ def test_dicts():
         "last caches": _caches.read().count,
         "helpers": _threads.helpers(),
         "cached bytes": _memory.cached_bytes(),
+        "cache max bytes": _memory.cache_max_bytes(),
     }
     assert config["kernels"] in _kernels.builds
     assert config["compiler"].strip()

@@ -131,6 +131,46 @@ def test_the_limit_holds_and_the_oldest_goes():
     assert {address(y) for y in again} == set(addresses[2:])
 
 
+def test_what_thousands_of_results_have_not_needed_goes():
+    """The memory of one large request does not stay for good; what is used again does, however seldom."""
+    large, small = ones(20), ones(0.125)
+    y, z = apply(large), apply(large)
+    del y, z
+    kept = _memory.cached_bytes()
+    for _ in range(4000):
+        apply(small)
+    assert _memory.cached_bytes() > kept
+    apply(large)  # of the two the youngest
+    for _ in range(200):
+        apply(small)
+    assert large.nbytes < _memory.cached_bytes() < kept  # the other one is gone
+    for _ in range(5000):
+        apply(small)
+    assert small.nbytes < _memory.cached_bytes() < MIB
+
+
+def test_an_eighth_of_the_memory_by_default():
+    code = "from cybn import _memory; print(_memory.cache_max_bytes() / _memory.usable_bytes())"
+    assert float(python(code)) == pytest.approx(1 / 8)
+
+
+def test_the_smaller_of_machine_and_control_groups(monkeypatch):
+    """Where either cannot be read, the other; where both cannot, nothing is kept."""
+    machine = _memory.usable_bytes()
+    for group, pages, usable in (None, 5, 5), (0, 5, 5), (3, 5, 3), (7, 5, 5), (7, -1, 7), (None, -1, 0):
+        monkeypatch.setattr(_memory._cgroup, "memory", lambda group=group: group)
+        monkeypatch.setattr(_memory.os, "sysconf", lambda name, pages=pages: pages if name == "SC_PHYS_PAGES" else 1)
+        assert _memory.usable_bytes() == usable
+
+    def unknown(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(_memory.os, "sysconf", unknown)
+    assert _memory.usable_bytes() == 0
+    monkeypatch.undo()
+    assert _memory.usable_bytes() == machine > 0
+
+
 def test_larger_than_the_limit_is_not_kept():
     y = apply(ones(70))
     del y

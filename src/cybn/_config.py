@@ -20,8 +20,8 @@ def show_config(mode="stdout"):
         (that this thread may run on), ``cpu quota`` (processors that the control groups pay for, read when cybn was
         imported; None: no quota), ``second cache bytes`` (of a processor), ``last cache bytes`` and ``last caches``
         (the size of one, and how many these processors have: what calls are planned for), ``helpers`` (threads that
-        cybn has started) and ``cached bytes`` (memory of dead results that is kept for new ones, see
-        `cybn.empty_cache`).
+        cybn has started), ``cached bytes`` and ``cache max bytes`` (memory of dead results that is kept for new ones,
+        and how much may be, see `cybn.empty_cache`).
 
     Raises
     ------
@@ -44,6 +44,7 @@ def show_config(mode="stdout"):
         "last caches": _schedule.caches.count,
         "helpers": _threads.helpers(),
         "cached bytes": _memory.cached_bytes(),
+        "cache max bytes": _memory.cache_max_bytes(),
     }
     if mode == "dicts":
         return config

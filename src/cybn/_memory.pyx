@@ -6,9 +6,16 @@ few results die together: in a network of 0.8 MB a layer, each took 0.4 ms, and 
 allocator of its own (NEP 49), so results are ordinary arrays: they own their data, can be resized, and are counted by
 tracemalloc.
 
+A training step needs again what all of its layers have left, so as much as an eighth of the memory may be kept; but
+what thousands of results have not needed is of no use, and goes. (Their number, not time: after a pause of any length
+a request finds the memory of the one before.)
+
 Rejected: telling the system that it may take kept memory back (MADV_FREE), which costs 2 ms per 98 MB in small pages
 and makes the next use slower still; the C library's own cache, which ends at 32 MiB and knows no huge pages.
 """
+import os
+
+from cybn import _cgroup
 from cybn._environment import number
 
 cimport numpy as cnp
@@ -95,6 +102,7 @@ cdef enum:
     GRAIN = 16 << 10    # what smaller blocks are multiples of: a huge page is too much where there may be many
     HUGE = 1 << 20      # bytes from which they are of huge pages
     BLOCKS = 1024       # blocks kept at most
+    UNUSED = 4096       # results that die before a block that none has used goes: 40 steps of a network of 50 layers
     # Of the data in its block: not near the 16 of NumPy's own arrays, or on some processors every load of x would wait
     # for a store to y whose address ends in the same 12 bits.
     START = 2048
@@ -105,6 +113,8 @@ cdef struct Block:
 
 cdef Block *kept[BLOCKS]    # the oldest first
 cdef size_t sizes[BLOCKS]   # theirs, so that no block is touched for its size
+cdef size_t died[BLOCKS]    # and how many results had died before theirs
+cdef size_t deaths = 0
 cdef Py_ssize_t count = 0
 cdef size_t kept_bytes = 0
 cdef size_t most_bytes = 0
@@ -139,20 +149,28 @@ cdef void remove(Py_ssize_t index) noexcept:
     for i in range(index, count):
         kept[i] = kept[i + 1]
         sizes[i] = sizes[i + 1]
+        died[i] = died[i + 1]
+
+
+cdef void drop_oldest() noexcept:
+    cdef Block *block = kept[0]
+    remove(0)
+    cybn_unmap(block, block.size)
 
 
 cdef bint keep(Block *block) noexcept:
     """Whether the block is kept; older ones may go for it."""
-    global count, kept_bytes
-    cdef Block *oldest
+    global count, deaths, kept_bytes
     if block.size > most_bytes or not cybn_try_keep():
         return False
     while count == BLOCKS or kept_bytes + block.size > most_bytes:
-        oldest = kept[0]
-        remove(0)
-        cybn_unmap(oldest, oldest.size)
+        drop_oldest()
+    if count and deaths - died[0] > UNUSED:
+        drop_oldest()   # (one at a time: each costs the system's time)
     kept[count] = block
     sizes[count] = block.size
+    died[count] = deaths
+    deaths += 1
     count += 1
     kept_bytes += block.size
     cybn_end_keep()
@@ -258,17 +276,15 @@ def set_cache_max_bytes(size_t n):
 def empty_cache():
     """Give the memory that dead results have left to the system.
 
-    cybn keeps up to ``CYBN_CACHE_MAX_BYTES`` (an environment variable, 256 MiB by default, 0: none) of the memory of
-    large results (128 KiB or more) that are no longer in use, because new memory costs more time than the arithmetic.
-    Arrays that are in use are not affected.
+    cybn keeps up to ``CYBN_CACHE_MAX_BYTES`` (an environment variable, by default an eighth of the memory that the
+    machine has or the control groups allow; 0: none) of the memory of large results (128 KiB or more) that are no
+    longer in use, because new memory costs more time than the arithmetic. What 4096 later ones have not needed goes by
+    itself. Arrays that are in use are not affected.
     """
-    cdef Block *block
     if not cybn_try_keep():
         return
     while count:
-        block = kept[0]
-        remove(0)
-        cybn_unmap(block, block.size)
+        drop_oldest()
     cybn_end_keep()
 
 
@@ -277,4 +293,18 @@ def cached_bytes():
     return kept_bytes
 
 
-set_cache_max_bytes(number("CYBN_CACHE_MAX_BYTES", 256 * 1024 * 1024))
+def cache_max_bytes():
+    """Bytes kept at most."""
+    return most_bytes
+
+
+def usable_bytes():
+    """Of memory: what the machine has, or the control groups allow."""
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):   # not this system's names
+        machine = 0
+    return min((n for n in (machine, _cgroup.memory() or 0) if n > 0), default=0)
+
+
+set_cache_max_bytes(number("CYBN_CACHE_MAX_BYTES", usable_bytes() // 8))
