@@ -34,7 +34,9 @@ cdef enum:
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
     MAP_ROWS = 16           # of a thread: enough to pay for its tables of all columns
-    MOST_PIECES = 12        # of a group that L2 does not hold: at the ends of each, owners take lines from each other
+    # Pieces of memory of a group that is in the caches, at most: at the ends of each, owners take lines from each other.
+    MANY_PIECES = 48        # of less than LONG_PIECE, where the group fits L2
+    MOST_PIECES = 12        # where it does not
     LEAST_CUTS = 16         # places for each share to end at, or runs are cut
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
@@ -257,7 +259,8 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     width = ceil_div(job.channels, rounds * plan.threads)
     piece = width * stretch
     if width * channel_bytes <= l2 // 2:
-        plan.owner = piece >= SHORT_PIECE
+        plan.owner = piece >= SHORT_PIECE and (job.distant or piece >= LONG_PIECE or job.outer <= MANY_PIECES
+                                               or row_share(job, plan.threads) == 0)
     elif job.distant:
         plan.owner = piece >= LONG_PIECE and width * channel_bytes <= l3 // ((4 if job.outer > 1 else 2) * plan.threads)
     else:
