@@ -77,8 +77,8 @@ def test_partial_sums_share_no_cache_line(geometry):
         ((12, 1024, 49), (MIB, 32 * MIB), 2, "owner"),  # so here, in few pieces of memory
         ((32, 512, 49), (MIB, 32 * MIB), 2, "two sweeps"),  # in many, at whose ends threads take each other's lines
         ((1, 64, 12544), (MIB, 32 * MIB), 2, "owner"),  # in one
-        ((32, 2048, 1), (MIB, 32 * MIB), 2, "owner"),  # or where a group fits L2
-        ((128, 512, 1), (MIB, 32 * MIB), 2, "two sweeps"),  # unless pieces are many and short
+        ((40, 3000, 1), (MIB, 32 * MIB), 2, "owner"),  # or where a group fits L2
+        ((128, 1024, 1), (MIB, 32 * MIB), 2, "two sweeps"),  # unless pieces are many and short
         ((32, 64, 1), (512 * KIB, 32 * MIB), 2, "owner"),  # everything fits
     ],
 )

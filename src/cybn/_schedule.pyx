@@ -24,7 +24,7 @@ from cybn._kernels.kernels cimport (
 from cybn._threads cimport AWAKE, CLOSE, COMPETE, MOST_SHARES, WAKE, share_out, usable_threads
 
 cdef enum:
-    SHORT = 64              # runs shorter than this are treated as rows of channels
+    SHORT = 64              # runs shorter than this are treated as rows of channels, if there are enough rows
     PERIOD = 128            # columns of a row, about, where it holds several outer indices
     LONGEST = 512           # columns of a row at most that spare it a tail
     ROWS = 512              # of a block, rows traversal: enough to pay for its shifts and its folding
@@ -34,7 +34,7 @@ cdef enum:
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
     MAP_ROWS = 16           # of a thread: enough to pay for its tables of all columns
-    # Pieces of memory of a group that is in the caches, at most: at the ends of each, owners take lines from each other.
+    # Pieces of memory of a cached group, at most: at the ends of each, owners take lines from each other.
     MANY_PIECES = 48        # of less than LONG_PIECE, where the group fits L2
     MOST_PIECES = 12        # where it does not
     LEAST_CUTS = 16         # places for each share to end at, or runs are cut
@@ -45,7 +45,8 @@ cdef enum:
     L2_STRETCH = 12 * 1024  # or, if so it fits L2, at least so many
     SHORT_PIECE = 1024      # bytes in one piece that an owner reads at least where its group fits L2
     LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
-    SERIAL = 128 * 1024     # bytes below which a team of threads costs more than it brings
+    SERIAL = 288 * 1024     # bytes below which a team of threads costs more than it brings
+    WORTH_A_THREAD = 128 * 1024     # of more, each thread's, about
     # Bytes from which it is worth waking helpers that sleep: if the call before has just ended, so that they will be
     # awake for the next; in any case (50 to 100 us); and even if they have to compete for processors that are busy.
     WORTH_CLOSE = 512 * 1024
@@ -122,7 +123,9 @@ cdef void decompose(Job *job) noexcept nogil:
     """Cut (outer, channels, inner) into blocks and slices. Nothing but these three numbers and the type may decide."""
     cdef Py_ssize_t width = job.channels * job.inner, whole
     cdef Py_ssize_t depth = ROWS if job.itemsize == sizeof(float) else FEW_ROWS
-    job.rows = job.inner < SHORT
+    # Rows have accumulators for each of their columns, runs for LANES of them. Runs begin and end more often: where
+    # there are seven of 7 x 7 or five of 6 x 6, rows are as fast, below 16 elements always.
+    job.rows = job.inner < SHORT and job.outer > (job.inner - LANES) // 5
     job.period = 1
     job.block_inner = job.inner
     if job.rows:
@@ -234,7 +237,9 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     cdef Py_ssize_t stretch = job.inner * job.itemsize
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
     cdef Py_ssize_t rounds, least, width, piece
-    plan.threads = <int> min(<Py_ssize_t> threads, channel_bytes * job.channels // SERIAL + 1)
+    plan.threads = 1
+    if channel_bytes * job.channels >= SERIAL:
+        plan.threads = <int> min(<Py_ssize_t> threads, channel_bytes * job.channels // WORTH_A_THREAD + 1)
     plan.band = job.channels
     plan.step = job.channels if job.rows and job.period > 1 else LINE if reduces else 1
     plan.width = job.channels

@@ -7,7 +7,7 @@ Nothing here allocates, checks or knows Python. Three levels:
 - tiles (`reduce_tile`, `map_tile`) prepare the per-column tables of up to COLUMNS columns and walk the panels;
 - verbs cut their channels into tiles.
 
-A panel is a few rows of columns. In a run (inner >= 64 contiguous elements of one channel) the columns are the
+A panel is a few rows of columns. In a run (`inner` contiguous elements of one channel) the columns are the
 LANES lanes; in rows of channels they are the elements of the row. Folding is the same for both: each column
 belongs to a channel, and columns are added to their channel in order, in double.
 """
