@@ -45,8 +45,9 @@ cdef enum:
     L2_STRETCH = 12 * 1024  # or, if so it fits L2, at least so many
     SHORT_PIECE = 1024      # bytes in one piece that an owner reads at least where its group fits L2
     LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
-    SERIAL = 288 * 1024     # bytes below which a team of threads costs more than it brings
+    SERIAL = 288 * 1024     # bytes of work below which a team of threads costs more than it brings
     WORTH_A_THREAD = 128 * 1024     # of more, each thread's, about
+    CHANNEL = 256           # bytes in whose time a channel's statistics and coefficients are finished, about
     # Bytes from which it is worth waking helpers that sleep: if the call before has just ended, so that they will be
     # awake for the next; in any case (50 to 100 us); and even if they have to compete for processors that are busy.
     WORTH_CLOSE = 512 * 1024
@@ -229,6 +230,11 @@ cdef Py_ssize_t row_share(const Job *job, int threads) noexcept nogil:
     return outer
 
 
+cdef inline Py_ssize_t work_of(const Job *job, Py_ssize_t operands, bint reduces) noexcept nogil:
+    """In bytes of memory moved: what many channels cost counts, too."""
+    return job.channels * (job.outer * job.inner * job.itemsize * operands + (CHANNEL if reduces else 0))
+
+
 cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps, int threads,
                     Py_ssize_t l2, Py_ssize_t l3) noexcept nogil:
     """`operands`: arrays that take room in the caches."""
@@ -238,8 +244,8 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
     cdef Py_ssize_t rounds, least, width, piece
     plan.threads = 1
-    if channel_bytes * job.channels >= SERIAL:
-        plan.threads = <int> min(<Py_ssize_t> threads, channel_bytes * job.channels // WORTH_A_THREAD + 1)
+    if work_of(job, operands, reduces) >= SERIAL:
+        plan.threads = <int> min(<Py_ssize_t> threads, work_of(job, operands, reduces) // WORTH_A_THREAD + 1)
     plan.band = job.channels
     plan.step = job.channels if job.rows and job.period > 1 else LINE if reduces else 1
     plan.width = job.channels
@@ -445,7 +451,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     cdef int worth
     operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
                 + (job.out.data != NULL) + (job.gated.data != NULL))
-    threads = usable_threads(threads) if operands * result >= SERIAL else 1
+    threads = usable_threads(threads) if work_of(job, operands, reduce != NULL) >= SERIAL else 1
     l3 = last_caches(threads)
     job.distant = overfills(operands * result, l3)
     # Not in place: there the lines have been read anyway.
