@@ -48,7 +48,7 @@ cdef enum:
     SERIAL = 288 * 1024     # bytes of work below which a team of threads costs more than it brings
     WORTH_A_THREAD = 128 * 1024     # of more, each thread's, about
     CHANNEL = 256           # bytes in whose time a channel's statistics and coefficients are finished, about
-    # Bytes from which it is worth waking helpers that sleep: if the call before has just ended, so that they will be
+    # Of work from which it is worth waking helpers that sleep: if the call before has just ended, so that they will be
     # awake for the next; in any case (50 to 100 us); and even if they have to compete for processors that are busy.
     WORTH_CLOSE = 512 * 1024
     WORTH_WAKING = 4 << 20
@@ -445,7 +445,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     There may be no apply, no reduce, and without reduce no finish: NULL.
     """
     cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
-    cdef Py_ssize_t operands, moved, groups, t, l3
+    cdef Py_ssize_t operands, work, groups, t, l3
     cdef Sweeps sweeps
     cdef Job mapped
     cdef int worth
@@ -463,8 +463,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     if reduce != NULL:
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
-    moved = operands * result
-    sweeps.backwards = reduce != NULL and overfills(moved, l3)
+    sweeps.backwards = reduce != NULL and overfills(operands * result, l3)
     sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, l3)
     lay_out_partial(job, &sweeps.plan)
     sweeps.job = job
@@ -474,7 +473,8 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.apply = apply
     job.owned = sweeps.plan.owner
     sweeps.mapped = &mapped if apply != NULL and cut_for_map(job, &sweeps.plan, reduce != NULL, &mapped) else job
-    worth = (AWAKE if moved < WORTH_CLOSE else CLOSE if moved < WORTH_WAKING else WAKE if moved < WORTH_COMPETING
+    work = work_of(job, operands, reduce != NULL)
+    worth = (AWAKE if work < WORTH_CLOSE else CLOSE if work < WORTH_WAKING else WAKE if work < WORTH_COMPETING
              else COMPETE)
     if sweeps.plan.owner:
         groups = ceil_div(job.channels, sweeps.plan.width)
