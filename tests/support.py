@@ -40,7 +40,7 @@ GEOMETRIES = {
     "runs, one channel": ((7, 1, 40_003), 1, None),
     "runs, channels first": ((70, 4001), 0, None),  # (1, 70, 4001)
     "runs, shortest": ((40, 100, 64), 1, None),
-    "runs, of few samples": ((5, 700, 45), 1, None),  # (5, 700, 45): as rows from six samples on
+    "runs, of few samples": ((5, 1100, 45), 1, None),  # as rows from six samples on
 }
 every_geometry = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 

@@ -18,28 +18,26 @@ class Tree:
     def escaped(self):
         return str(self.mount).replace(" ", "\\040")
 
-    def v2(self, path, limits, root="/"):
-        self.groups.append(f"0::{path}")
-        self.mounts.append(V2.format(root=root, mount=self.escaped()))
+    def write(self, limits, file):
         for name, limit in limits.items():
             (self.mount / name).mkdir(parents=True, exist_ok=True)
-            (self.mount / name / "cpu.max").write_text(limit + "\n")
+            (self.mount / name / file).write_text(f"{limit}\n")
+
+    def v2(self, path, limits, root="/", file="cpu.max"):
+        self.groups.append(f"0::{path}")
+        self.mounts.append(V2.format(root=root, mount=self.escaped()))
+        self.write(limits, file)
 
     def v1(self, path, limits, controllers="cpu,cpuacct"):
         self.groups += ["7:memory:/elsewhere", f"3:{controllers}:{path}"]
         self.mounts.append(V1.format(mount=self.escaped(), controllers=controllers))
-        for name, (limit, period) in limits.items():
-            (self.mount / name).mkdir(parents=True, exist_ok=True)
-            (self.mount / name / "cpu.cfs_quota_us").write_text(f"{limit}\n")
-            (self.mount / name / "cpu.cfs_period_us").write_text(f"{period}\n")
+        self.write({name: quota for name, (quota, _) in limits.items()}, "cpu.cfs_quota_us")
+        self.write({name: period for name, (_, period) in limits.items()}, "cpu.cfs_period_us")
 
-    def of_memory(self, controllers, path, file, limits):
-        self.groups.append(f"4:{controllers}:{path}" if controllers else f"0::{path}")
-        mount = V1.format(mount=self.escaped(), controllers=controllers)
-        self.mounts.append(mount if controllers else V2.format(root="/", mount=self.escaped()))
-        for name, limit in limits.items():
-            (self.mount / name).mkdir(parents=True, exist_ok=True)
-            (self.mount / name / file).write_text(limit + "\n")
+    def v1_memory(self, path, limits, controllers="memory"):
+        self.groups += ["3:cpu:/elsewhere", f"7:{controllers}:{path}"]
+        self.mounts.append(V1.format(mount=self.escaped(), controllers=controllers))
+        self.write(limits, "memory.limit_in_bytes")
 
     def read(self, function):
         (self.folder / "cgroup").write_text("".join(line + "\n" for line in self.groups))
@@ -136,20 +134,20 @@ def test_both_versions(tree, tmp_path):
     ("limit", "memory"), [("max", None), ("1073741824", 2**30), ("", None), ("-1", None), ("1 GiB", None), ("0", 0)]
 )
 def test_memory(tree, limit, memory):
-    tree.of_memory("", "/a", "memory.max", {"a": limit})
+    tree.v2("/a", {"a": limit}, file="memory.max")
     assert tree.memory() == memory
     assert tree.processors() is None
 
 
 @pytest.mark.parametrize("controllers", ["memory", "memory,hugetlb"])
 def test_memory_v1(tree, controllers):
-    tree.of_memory(controllers, "/a/b", "memory.limit_in_bytes", {"a": "5000000", "a/b": "9223372036854771712"})
+    tree.v1_memory("/a/b", {"a": 5000000, "a/b": 9223372036854771712}, controllers)
     assert tree.memory() == 5000000  # the groups above count too
     assert tree.processors() is None
 
 
 def test_memory_of_other_controllers_is_not_read(tree):
-    tree.of_memory("cpu", "/", "memory.limit_in_bytes", {".": "5000000"})
+    tree.v1_memory("/", {".": 5000000}, "cpu")
     assert tree.memory() is None
 
 

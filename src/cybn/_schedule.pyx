@@ -219,13 +219,18 @@ cdef struct Plan:
     Py_ssize_t band         # channels between two meetings of the threads (not owner)
 
 
+cdef inline bint equal_enough(Py_ssize_t n, Py_ssize_t pieces, Py_ssize_t piece) noexcept nogil:
+    """Whether none of so many pieces of n, of `piece` each, has more than 1.25 times the average."""
+    return 4 * pieces * piece <= 5 * n
+
+
 cdef Py_ssize_t row_share(const Job *job, int threads) noexcept nogil:
     """Outer indices of each thread if it maps whole rows; 0 if its tables would cost too much, or shares be unequal.
 
     Threads that write parts of the same rows take lines from each other wherever the parts meet.
     """
     cdef Py_ssize_t outer = equal_piece(job.outer, threads, job.period)
-    if job.outer * job.inner < MAP_ROWS * threads or 4 * outer * threads > 5 * job.outer:
+    if job.outer * job.inner < MAP_ROWS * threads or not equal_enough(job.outer, threads, outer):
         return 0
     return outer
 
@@ -242,10 +247,10 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     cdef bint revisit = reduces and maps
     cdef Py_ssize_t stretch = job.inner * job.itemsize
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
+    cdef Py_ssize_t work = work_of(job, operands, reduces)
     cdef Py_ssize_t rounds, least, width, piece
-    plan.threads = 1
-    if work_of(job, operands, reduces) >= SERIAL:
-        plan.threads = <int> min(<Py_ssize_t> threads, work_of(job, operands, reduces) // WORTH_A_THREAD + 1)
+    cdef bint by_rows       # whether the map of two sweeps can be shared so
+    plan.threads = <int> min(<Py_ssize_t> threads, work // WORTH_A_THREAD + 1) if work >= SERIAL else 1
     plan.band = job.channels
     plan.step = job.channels if job.rows and job.period > 1 else LINE if reduces else 1
     plan.width = job.channels
@@ -269,16 +274,16 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
         rounds = ceil_div(ceil_div(job.channels, width), plan.threads)
     width = ceil_div(job.channels, rounds * plan.threads)
     piece = width * stretch
+    by_rows = not job.distant and row_share(job, plan.threads) > 0
     if width * channel_bytes <= l2 // 2:
-        plan.owner = piece >= SHORT_PIECE and (job.distant or piece >= LONG_PIECE or job.outer <= MANY_PIECES
-                                               or row_share(job, plan.threads) == 0)
+        plan.owner = piece >= SHORT_PIECE and not (by_rows and piece < LONG_PIECE and job.outer > MANY_PIECES)
     elif job.distant:
         plan.owner = piece >= LONG_PIECE and width * channel_bytes <= l3 // ((4 if job.outer > 1 else 2) * plan.threads)
     else:
-        plan.owner = piece >= LONG_PIECE and (job.outer == 1 or job.slices == 1 and (
-            job.outer <= MOST_PIECES or job.inner < SHORTEST or row_share(job, plan.threads) == 0))
+        plan.owner = piece >= LONG_PIECE and (job.outer == 1 or job.slices == 1 and not (
+            by_rows and job.inner >= SHORTEST and job.outer > MOST_PIECES))
     plan.owner = (plan.owner and ceil_div(job.channels, width) >= plan.threads
-                  and 4 * rounds * plan.threads * width <= 5 * job.channels)
+                  and equal_enough(job.channels, rounds * plan.threads, width))
     if plan.owner:
         plan.width = width
     if plan.owner or not job.distant:
@@ -299,10 +304,11 @@ cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mappe
         if not plan.owner:
             pieces = ceil_div(LEAST_CUTS * plan.threads, blocks * ceil_div(min(plan.band, job.channels), plan.step))
         inner = equal_piece(job.inner, min(pieces, job.blocks_inner), LANES)
-    elif (plan.threads > 1 and not plan.owner and (job.blocks < 2 * plan.threads or job.rows and not revisit)
-            and row_share(job, plan.threads)):
+    elif plan.threads > 1 and not plan.owner and (job.blocks < 2 * plan.threads or job.rows and not revisit):
         # (Not if that loses the order of the second sweep, backwards.)
         outer = row_share(job, plan.threads)
+        if outer == 0:
+            return False
         blocks = most = ceil_div(job.outer, outer)
     else:
         return False

@@ -1,6 +1,6 @@
 /* Loops over per-channel vectors and weights that gcc leaves scalar: square roots, for the sake of errno (sqrt() sets
    it unless -fno-math-errno; the instruction is correctly rounded either way), searches, for the sake of the bit they
-   return, and sums of floats in double. They are done by one thread, and in calls of a microsecond they count. */
+   return, and sums of floats in double. In calls of a microsecond, and with thousands of channels, they count. */
 #ifndef CYBN_VECTORS_H
 #define CYBN_VECTORS_H
 
@@ -18,7 +18,6 @@ typedef __m256d cybn_wide;
 #define CYBN_WIDE_double(p) _mm256_loadu_pd(p)
 #define CYBN_LESS(a, b) _mm256_cmp_pd(a, b, _CMP_LT_OQ)
 #define CYBN_DIFFER(a, b) _mm256_cmp_pd(a, b, _CMP_NEQ_UQ)
-#define CYBN_WIDTH 4
 #elif defined(__SSE2__)
 typedef __m128d cybn_wide;
 #define CYBN_WIDE(name) _mm_##name
@@ -26,7 +25,9 @@ typedef __m128d cybn_wide;
 #define CYBN_WIDE_double(p) _mm_loadu_pd(p)
 #define CYBN_LESS(a, b) _mm_cmplt_pd(a, b)
 #define CYBN_DIFFER(a, b) _mm_cmpneq_pd(a, b)
-#define CYBN_WIDTH 2
+#endif
+#if defined(__SSE2__)
+enum { CYBN_DOUBLES = sizeof(cybn_wide) / sizeof(double) };
 #endif
 
 /* invstd = 1 / sqrt(var + eps); 0 for a constant channel without eps, which then gives the bias instead of NaN. The two
@@ -34,7 +35,7 @@ typedef __m128d cybn_wide;
 static inline void cybn_inverse_sqrt(const double *var, double eps, double *invstd, ptrdiff_t n) {
     ptrdiff_t c = 0;
 #if defined(__SSE2__)
-    for (; c + CYBN_WIDTH <= n; c += CYBN_WIDTH) {
+    for (; c + CYBN_DOUBLES <= n; c += CYBN_DOUBLES) {
         const cybn_wide s = CYBN_WIDE(add_pd)(CYBN_WIDE(loadu_pd)(var + c), CYBN_WIDE(set1_pd)(eps));
         const cybn_wide r = CYBN_WIDE(div_pd)(CYBN_WIDE(set1_pd)(1), CYBN_WIDE(sqrt_pd)(s));
         CYBN_WIDE(storeu_pd)(invstd + c, CYBN_WIDE(and_pd)(r, CYBN_DIFFER(s, CYBN_WIDE(setzero_pd)())));
@@ -53,7 +54,7 @@ static inline int cybn_outside(const double *values, ptrdiff_t n, double least, 
 #if defined(__SSE2__)
     const cybn_wide low = CYBN_WIDE(set1_pd)(least), high = CYBN_WIDE(set1_pd)(most);
     cybn_wide any = CYBN_WIDE(setzero_pd)();
-    for (; c + CYBN_WIDTH <= n; c += CYBN_WIDTH) {
+    for (; c + CYBN_DOUBLES <= n; c += CYBN_DOUBLES) {
         const cybn_wide v = CYBN_WIDE(loadu_pd)(values + c);
         any = CYBN_WIDE(or_pd)(any, CYBN_WIDE(or_pd)(CYBN_LESS(v, low), CYBN_LESS(high, v)));
     }
@@ -112,19 +113,18 @@ typedef struct {
 
 #if defined(__SSE2__)
 #define CYBN_WEIGH_VECTORS(real)                                                                                      \
-    enum { D = CYBN_WIDTH };                                                                                          \
-    cybn_wide a[8 / D], q[8 / D], low = CYBN_WIDE(set1_pd)(HUGE_VAL);                                                 \
-    for (j = 0; j < 8 / D; j++) a[j] = q[j] = CYBN_WIDE(setzero_pd)();                                                \
+    cybn_wide a[8 / CYBN_DOUBLES], q[8 / CYBN_DOUBLES], low = CYBN_WIDE(set1_pd)(HUGE_VAL);                           \
+    for (j = 0; j < 8 / CYBN_DOUBLES; j++) a[j] = q[j] = CYBN_WIDE(setzero_pd)();                                     \
     for (; i + 8 <= n; i += 8)                                                                                        \
-        for (j = 0; j < 8 / D; j++) {                                                                                 \
-            const cybn_wide v = CYBN_WIDE_##real(w + i + j * D);                                                      \
+        for (j = 0; j < 8 / CYBN_DOUBLES; j++) {                                                                      \
+            const cybn_wide v = CYBN_WIDE_##real(w + i + j * CYBN_DOUBLES);                                           \
             a[j] = CYBN_WIDE(add_pd)(a[j], v);                                                                        \
             q[j] = CYBN_WIDE(add_pd)(q[j], CYBN_WIDE(mul_pd)(v, v));                                                  \
             low = CYBN_WIDE(min_pd)(v, low); /* (low where v is no number) */                                         \
         }                                                                                                             \
-    for (j = 0; j < 8 / D; j++) {                                                                                     \
-        CYBN_WIDE(storeu_pd)(sums + j * D, a[j]);                                                                     \
-        CYBN_WIDE(storeu_pd)(squares + j * D, q[j]);                                                                  \
+    for (j = 0; j < 8 / CYBN_DOUBLES; j++) {                                                                          \
+        CYBN_WIDE(storeu_pd)(sums + j * CYBN_DOUBLES, a[j]);                                                          \
+        CYBN_WIDE(storeu_pd)(squares + j * CYBN_DOUBLES, q[j]);                                                       \
     }                                                                                                                 \
     CYBN_WIDE(storeu_pd)(least, low);
 #else
