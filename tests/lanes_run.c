@@ -9,6 +9,7 @@
 #undef __GNUC__
 #endif
 
+#include "gate.h"
 #include "lanes.h"
 #include "vectors.h"
 
@@ -25,14 +26,15 @@ static double number(int i) { return ((i * 7919 + 12345) % 1009 - 504) / 37.0; }
 
 #define SHOW(real)                                                                                                    \
     static void show_##real(void) {                                                                                   \
-        static real x[N + 64], dy[N + 64], y[N + 64], shift[64], scale[64], offset[64], gated[N + 64], a[64], q[64];  \
-        static signed char flags[N + 64];                                                                             \
+        static real x[N + 64], dy[N + 64], y[N + 64], shift[64], scale[64], offset[64], kept[N + 64], a[64], q[64];   \
+        static signed char flags[N + 64], passes[N + 64];                                                             \
+        static unsigned char gate[N + 64];                                                                            \
         double sums[64];                                                                                              \
         int i, kind, run;                                                                                             \
         for (i = 0; i < N + 64; i++) {                                                                                \
             x[i] = (real)number(i);                                                                                   \
             dy[i] = (real)(number(3 * i + 1) * number(i + 2));                                                        \
-            y[i] = (real)number(5 * i + 2);                                                                           \
+            y[i] = i % 11 ? (real)number(5 * i + 2) : i % 2 ? (real)-0.0 : (real)NAN;                                 \
             flags[i] = number(7 * i) > -5 ? -1 : 0;                                                                   \
         }                                                                                                             \
         for (i = 0; i < 64; i++) {                                                                                    \
@@ -40,21 +42,28 @@ static double number(int i) { return ((i * 7919 + 12345) % 1009 - 504) / 37.0; }
             scale[i] = (real)number(13 * i) / 16;                                                                     \
             offset[i] = (real)number(17 * i);                                                                         \
         }                                                                                                             \
+        for (i = 0; i < 40; i++) {                                                                                    \
+            cybn_mark_##real(y, N - i, i % 2, gate, i % 9);                                                           \
+            cybn_read_gate(gate, i % 13, N - i, passes);                                                              \
+            add(gate, sizeof gate);                                                                                   \
+            add(passes, sizeof passes);                                                                               \
+        }                                                                                                             \
+        printf("gate %016llx\n", (unsigned long long)hash);                                                           \
         for (kind = CYBN_PLAIN; kind <= CYBN_BY_MASK; kind++)                                                         \
             for (run = 0; run < 2; run++) {                                                                           \
                 memset(sums, 0, sizeof sums);                                                                         \
                 memset(a, 0, sizeof a);                                                                               \
                 memset(q, 0, sizeof q);                                                                               \
                 if (run)                                                                                              \
-                    cybn_sum_##real(0, kind, 16, 0, 16, x, 16, dy, 16, y, 16, flags, 16, N / 16, N % 16, 0, 16, 0,    \
-                                        shift, scale, offset, (real)0.25, gated, 16, sums, a, q);                     \
+                    cybn_sum_##real(0, kind, 16, 0, 16, x, 16, dy, 16, flags, 16, N / 16, N % 16, 0, 16, 0, shift,    \
+                                        scale, offset, (real)0.25, kept, 16, sums, a, q);                             \
                 else                                                                                                  \
-                    cybn_sum_##real(1, kind, COLS / 4 * 4, 0, 64, x, COLS, dy, COLS, y, COLS, flags, COLS, ROWS, 0,   \
-                                         0, COLS, 0, shift, scale, offset, (real)0.25, gated, COLS, sums, a, q);      \
+                    cybn_sum_##real(1, kind, COLS / 4 * 4, 0, 64, x, COLS, dy, COLS, flags, COLS, ROWS, 0, 0, COLS, 0, \
+                                         shift, scale, offset, (real)0.25, kept, COLS, sums, a, q);                   \
                 add(sums, sizeof sums);                                                                               \
                 add(a, sizeof a);                                                                                     \
                 add(q, sizeof q);                                                                                     \
-                add(gated, sizeof gated);                                                                             \
+                add(kept, sizeof kept);                                                                               \
                 printf("%d %d %016llx\n", kind, run, (unsigned long long)hash);                                       \
             }                                                                                                         \
         for (i = 0; i < 64; i++) {                                                                                    \

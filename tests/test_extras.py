@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -735,6 +736,52 @@ def test_layers_pass_everything_on(activation, add, extra):
     named.pop("sample_weight", None)
     want = cybn.batch_norm(p["x"], *state, p["weight"], p["bias"], **(chosen | {"sample_weight": None}))
     assert bits([layer(p["x"], **named)]) == bits([want])
+
+
+@dtypes
+@every_geometry
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_the_bits_that_a_layer_keeps_behind_a_residual_do_as_the_output_does(activation, geometry, dtype):
+    shape, axis, order = geometry
+    p = problem(shape, axis, dtype, order)
+    named = {"activation": activation, "negative_slope": SLOPE}
+    residual = p["grad_output"] - 1
+    layer = cybn.BatchNorm(p["x"].shape[axis], axis=axis, dtype=dtype, **named)
+    layer.weight[...], layer.bias[...] = p["weight"], p["bias"]
+    for training, threads, stream in ((True, 1, False), (True, 2, False), (True, 7, True), (False, 2, False)):
+        layer.train(training).reset_running_stats()
+        with streamed() if stream else contextlib.nullcontext():
+            y = layer(p["x"], residual=residual, num_threads=threads, save_for_backward=True)
+            saved = layer._saved
+            want = cybn.batch_norm_backward(
+                p["grad_output"], p["x"], saved.mean, saved.invstd, p["weight"], training, axis=axis, bias=p["bias"],
+                output=y, return_grad_residual=True, **named,
+            )  # fmt: skip
+            y[...] = np.nan  # is nobody's business any more
+            dx, dr = layer.backward(p["grad_output"], num_threads=threads)
+        assert bits([dx, layer.grad_weight, layer.grad_bias, dr]) == bits(want)
+
+
+def test_behind_a_residual_a_layer_keeps_a_bit_for_each_element():
+    x = np.ones((64, 8, 30, 30), np.float32)
+    layer = cybn.BatchNorm2d(8, activation="relu")
+    tracemalloc.start()
+    try:
+        layer(x, residual=x)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert x.nbytes / 32 <= kept < x.nbytes / 20
+
+
+def test_an_input_that_has_another_size_since_is_refused():
+    x = np.ones((6, 3, 50), np.float32)
+    layer = cybn.BatchNorm(3, activation="relu")
+    layer(x, residual=x.copy())
+    x.resize((60, 3, 50), refcheck=False)
+    with raises(ValueError, "x must keep its shape until backward, got (60, 3, 50) in the end"):
+        layer.backward(x.copy())
+    assert layer.grad_weight is None
 
 
 def test_layers_refuse_wrong_activations():

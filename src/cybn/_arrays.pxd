@@ -14,6 +14,8 @@ cdef ndarray view_array(object value, str name, bint writeable)
 cdef ndarray as_data(object value, str name)
 cdef ndarray as_same(object value, str name, ndarray x)
 cdef ndarray as_out(object out, ndarray x, ndarray grad_output)
+cdef ndarray new_gate(ndarray x)
+cdef int check_gate(ndarray gate, ndarray x) except -1
 cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, const Layout *layout)
 cdef int check_weight_values(ndarray weights, const Weights *found) except -1
 cdef int check_overlap(ndarray out, ndarray other, str name) except -1

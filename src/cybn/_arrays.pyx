@@ -9,13 +9,14 @@ from libc.string cimport memcpy
 from numpy cimport ndarray
 
 from cybn._kernels.kernels cimport (
+    GATE_ROOM,
     Job,
     Operand,
     Weights,
     cybn_flag,
     cybn_outside,
 )
-from cybn._memory cimport dense_copy, new_dense, new_like
+from cybn._memory cimport dense_copy, new_bytes, new_dense, new_like
 
 cnp.import_array()
 
@@ -335,6 +336,22 @@ cdef int check_overlap(ndarray out, ndarray other, str name) except -1:
 cdef int check_apart(ndarray a, str name, ndarray other, str other_name) except -1:
     if overlap(a, other):
         raise ValueError(f"{name} must share no memory with {other_name}, got overlapping arrays")
+    return 0
+
+
+cdef inline Py_ssize_t gate_size(ndarray x) noexcept:
+    return cnp.PyArray_SIZE(x) // 8 + 1 + GATE_ROOM
+
+
+cdef ndarray new_gate(ndarray x):
+    """Room for a bit for each element (gate.h)."""
+    return new_bytes(gate_size(x))
+
+
+cdef int check_gate(ndarray gate, ndarray x) except -1:
+    """Whether it may be x's: the caller has had x in between."""
+    if cnp.PyArray_SIZE(gate) != gate_size(x):
+        raise ValueError(f"x must keep its shape until backward, got {shape_of(x)} in the end")
     return 0
 
 

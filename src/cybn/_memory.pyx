@@ -247,6 +247,17 @@ cdef ndarray new_array(ndarray a, cnp.NPY_ORDER order, object dtype, bint kept):
         PyDataMem_SetHandler(before)
 
 
+cdef ndarray new_bytes(cnp.npy_intp n):
+    """A new array of n bytes, its values undefined."""
+    if n < LARGE or most_bytes == 0:
+        return cnp.PyArray_EMPTY(1, &n, cnp.NPY_UINT8, 0)
+    before = PyDataMem_SetHandler(capsule)
+    try:
+        return cnp.PyArray_EMPTY(1, &n, cnp.NPY_UINT8, 0)
+    finally:
+        PyDataMem_SetHandler(before)
+
+
 cdef ndarray new_like(ndarray x):
     """A new array of x's shape, dtype and memory layout, its values undefined."""
     return new_array(x, cnp.NPY_KEEPORDER, None, cnp.PyArray_NBYTES(x) >= LARGE)

@@ -58,6 +58,26 @@ def batch_norm_forward(
     sample_weight: npt.ArrayLike | None,
     masked_output: str,
 ) -> tuple[_Array, _Vector, _Vector]: ...
+def layer_forward(
+    x: npt.ArrayLike,
+    running_mean: npt.ArrayLike | None,
+    running_var: npt.ArrayLike | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    axis: SupportsIndex,
+    out: _Array | None,
+    num_threads: SupportsIndex | None,
+    activation: str | None,
+    negative_slope: float,
+    residual: npt.ArrayLike | None,
+    mask: npt.ArrayLike | None,
+    sample_weight: npt.ArrayLike | None,
+    masked_output: str,
+    save: bool,
+) -> tuple[_Array, _Vector, _Vector, _Array | None]: ...
 def batch_norm_backward(
     grad_output: npt.ArrayLike,
     x: npt.ArrayLike,
@@ -75,6 +95,7 @@ def batch_norm_backward(
     mask: npt.ArrayLike | None,
     sample_weight: npt.ArrayLike | None,
     return_grad_residual: bool,
+    gate: _Array | None = None,
 ) -> tuple[_Array, ...]: ...
 def batch_norm_stats(
     x: npt.ArrayLike,

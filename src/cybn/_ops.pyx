@@ -28,11 +28,13 @@ from cybn._arrays cimport (
     as_weights,
     channel_axis,
     check_apart,
+    check_gate,
     check_not_negative,
     check_overlap,
     check_weight_values,
     describe,
     lay_out,
+    new_gate,
     new_vector,
     read_vector,
     view_array,
@@ -51,7 +53,7 @@ from cybn._kernels.kernels cimport (
     finisher,
     verb,
 )
-from cybn._schedule cimport decompose, partial_size, run, weigh_blocks
+from cybn._schedule cimport decompose, mark, partial_size, run, weigh_blocks
 from cybn._threads cimport wished_threads
 
 cnp.import_array()
@@ -128,6 +130,7 @@ cdef class Call:
     cdef double squares     # of weights, their sum
     cdef ndarray residual
     cdef ndarray output
+    cdef ndarray gate
     cdef Coefficients coefficients
 
     def __dealloc__(self):
@@ -199,7 +202,6 @@ cdef Call open_call(ndarray x, object axis, object num_threads):
     q = place_axes(&job.gated, axes, q)
     job.counts = <double *> q
     job.partial = line_start(job.counts + job.slices)
-    job.source = &job.x
     return self
 
 
@@ -246,9 +248,13 @@ cdef int execute(Call call, verb reduce, finisher finish, verb apply) except -1:
         return 0
     find_weights(call)
     if call.size * job.itemsize < WITH_GIL:
+        if job.output.data != NULL:
+            mark(job, kernels.mark[call.type], 1)
         run(job, &call.v, reduce, finish, apply, 1)
     else:
         with nogil:
+            if job.output.data != NULL:
+                mark(job, kernels.mark[call.type], call.threads)
             run(job, &call.v, reduce, finish, apply, call.threads)
     return 0
 
@@ -389,13 +395,24 @@ cdef int describe_residual(Call call, object residual, ndarray x, ndarray y) exc
     return 0
 
 
-cdef int open_gate(Call call, object output, ndarray x, ndarray dx) except -1:
-    """What the backward pass of an activation needs: its output, or the coefficients to compute its input again."""
+cdef void use_gate(Call call, ndarray gate) noexcept:
+    call.gate = gate
+    call.job.gate = <unsigned char *> cnp.PyArray_DATA(gate)
+
+
+cdef int open_gate(Call call, object output, ndarray gate, ndarray x, ndarray dx) except -1:
+    """What the backward pass of an activation needs: its bits, the output that tells them, or the coefficients to
+    compute its input again."""
     cdef Job *job = &call.job
     cdef Py_ssize_t n = call.channels
     if job.activation == 0 or call.size == 0:
         return 0
+    if gate is not None:
+        check_gate(gate, x)
+        use_gate(call, gate)
+        return 0
     if output is not None:
+        use_gate(call, new_gate(x))
         call.output = as_same(output, "output", x)
         if dx is not None:
             check_overlap(dx, call.output, "output")
@@ -445,7 +462,8 @@ def gradient_input(grad_output, output, out, num_threads):
 cdef tuple forward_call(object x, object running_mean, object running_var, object weight, object bias,
                         object training, object momentum, object eps, object axis, object out, object num_threads,
                         object correction, object activation, object negative_slope, object residual, object mask,
-                        object sample_weight, object masked_output, bint save):
+                        object sample_weight, object masked_output, bint save, bint marks):
+    """y, save_mean, save_invstd, gate: the last for a layer's backward pass, if it needs one."""
     cdef ndarray data = as_data(x, "x")
     cdef ndarray y, mean_array = None, var_array = None, save_mean = None, save_invstd = None
     cdef Call call = open_call(data, axis, num_threads)
@@ -481,6 +499,8 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
             var_array = as_running(running_var, "running_var", call.channels)
     y = as_out(out, data, None)
     describe_residual(call, residual, data, y)
+    if marks and residual is not None and call.job.activation != 0:
+        use_gate(call, new_gate(data))
     describe(&call.job.out, &call.layout, y)
     check_weights(call, y)
     if mean_array is not None:
@@ -509,24 +529,34 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
             set_unit(v.mean, spare(call), call.channels)
         cybn_inverse_sqrt(spare(call), v.eps, v.invstd, call.channels)
         execute(call, NULL, kernels.finish_normalize, kernels.normalize[call.type])
-    return y, save_mean, save_invstd
+    return y, save_mean, save_invstd, call.gate
 
 
 def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
                activation, negative_slope, residual, mask, sample_weight, masked_output):
     return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
                         correction, activation, negative_slope, residual, mask, sample_weight, masked_output,
-                        False)[0]
+                        False, False)[0]
 
 
 def batch_norm_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output):
     return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output, True)
+                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output,
+                        True, False)[:3]
+
+
+def layer_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
+                  activation, negative_slope, residual, mask, sample_weight, masked_output, save):
+    """As `batch_norm_forward`; and the bits that `batch_norm_backward` takes as `gate`, if it is to follow (`save`) and
+    cannot compute them from x alone."""
+    return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
+                        1, activation, negative_slope, residual, mask, sample_weight, masked_output, True, save)
 
 
 def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads, bias,
-                        activation, negative_slope, output, mask, sample_weight, return_grad_residual):
+                        activation, negative_slope, output, mask, sample_weight, return_grad_residual,
+                        ndarray gate=None):
     cdef ndarray data = as_data(x, "x")
     cdef ndarray dy = as_same(grad_output, "grad_output", data), dx, gated = None
     cdef Call call = open_call(data, axis, num_threads)
@@ -540,7 +570,7 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     read_weights(call, data, mask, sample_weight)
     dx = as_out(out, data, dy)
     check_weights(call, dx)
-    open_gate(call, output, data, dx)
+    open_gate(call, output, gate, data, dx)
     describe(&call.job.dy, &call.layout, dy)
     if with_residual:
         gated = new_gated(call, data, dy)
@@ -550,7 +580,6 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     if train:
         execute(call, kernels.backward_reduce[call.type], kernels.finish_backward, kernels.backward_input[call.type])
     else:
-        call.job.source = &call.job.dy if call.job.gated.data == NULL else &call.job.gated
         execute(call, kernels.backward_reduce[call.type], kernels.finish_frozen, kernels.normalize[call.type])
     cdef ndarray grad_weight = new_vector(call.channels, call.dtype, v.sum_dy_xmu)
     cdef ndarray grad_bias = new_vector(call.channels, call.dtype, v.sum_dy)
@@ -610,7 +639,7 @@ def batch_norm_backward_reduce(grad_output, x, mean, axis, num_threads, invstd, 
     elif call.job.activation != 0 and output is None:
         raise ValueError("invstd or output must be given with an activation, got neither")
     read_weights(call, data, mask, None)
-    open_gate(call, output, data, None)
+    open_gate(call, output, None, data, None)
     describe(&call.job.dy, &call.layout, dy)
     sums = give_vector(call, &call.v.sum_dy), give_vector(call, &call.v.sum_dy_xmu)
     execute(call, kernels.backward_reduce[call.type], kernels.finish_sums, NULL)
@@ -637,14 +666,12 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
         raise ValueError(f"count must be a positive number of values per channel, got {count}")
     dx = as_out(out, data, dy)
     check_weights(call, dx)
-    open_gate(call, output, data, dx)
+    open_gate(call, output, None, data, dx)
     describe(&call.job.dy, &call.layout, dy)
     if with_residual:
         gated = new_gated(call, data, dy)
     describe(&call.job.out, &call.layout, dx)
-    # The sums are known; where gradients must pass a gate and are wanted, they do so on the way to them.
-    execute(call, kernels.backward_reduce[call.type] if call.job.gated.data != NULL else NULL,
-            kernels.finish_backward_input, kernels.backward_input[call.type])
+    execute(call, NULL, kernels.finish_backward_input, kernels.backward_input[call.type])
     return dx if gated is None else (dx, gated)
 
 

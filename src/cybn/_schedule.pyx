@@ -15,6 +15,7 @@ from cybn._kernels.kernels cimport (
     Weights,
     cybn_count_flags,
     finisher,
+    marker,
     partial_sums,
     slice_of,
     slice_start,
@@ -40,6 +41,7 @@ cdef enum:
     LEAST_CUTS = 16         # places for each share to end at, or runs are cut
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
+    WORD = 512              # bits of one
     FINISHED = 256          # channels that are finished at a time: their vectors fit the first cache
     STRETCH = 32 * 1024     # bytes of memory in one piece that a group of channels reads at least
     L2_STRETCH = 12 * 1024  # or, if so it fits L2, at least so many
@@ -240,6 +242,10 @@ cdef inline Py_ssize_t work_of(const Job *job, Py_ssize_t operands, bint reduces
     return job.channels * (job.outer * job.inner * job.itemsize * operands + (CHANNEL if reduces else 0))
 
 
+cdef inline int threads_for(Py_ssize_t work, int threads) noexcept nogil:
+    return <int> min(<Py_ssize_t> threads, work // WORTH_A_THREAD + 1) if work >= SERIAL else 1
+
+
 cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps, int threads,
                     Py_ssize_t l2, Py_ssize_t l3) noexcept nogil:
     """`operands`: arrays that take room in the caches."""
@@ -250,7 +256,7 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     cdef Py_ssize_t work = work_of(job, operands, reduces)
     cdef Py_ssize_t rounds, least, width, piece
     cdef bint by_rows       # whether the map of two sweeps can be shared so
-    plan.threads = <int> min(<Py_ssize_t> threads, work // WORTH_A_THREAD + 1) if work >= SERIAL else 1
+    plan.threads = threads_for(work, threads)
     plan.band = job.channels
     plan.step = job.channels if job.rows and job.period > 1 else LINE if reduces else 1
     plan.width = job.channels
@@ -445,27 +451,61 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
         sweep(s.mapped, &s.plan, s.apply, band, share, s.backwards)
 
 
+cdef struct Marks:
+    const Job *job
+    marker make
+    Py_ssize_t size
+    Py_ssize_t shares
+
+
+cdef void mark_share(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
+    """In whole words of bits, so that no two threads write into one."""
+    cdef const Marks *m = <const Marks *> context
+    cdef Py_ssize_t words = ceil_div(m.size, WORD)
+    m.make(m.job, words * share // m.shares * WORD, min(words * (share + 1) // m.shares * WORD, m.size))
+
+
+cdef int worth_of(Py_ssize_t work) noexcept nogil:
+    return (AWAKE if work < WORTH_CLOSE else CLOSE if work < WORTH_WAKING else WAKE if work < WORTH_COMPETING
+            else COMPETE)
+
+
+cdef void mark(const Job *job, marker make, int threads) noexcept nogil:
+    """The bits of `job.output`. `threads`: as in `run`."""
+    cdef Marks marks
+    cdef Py_ssize_t work = work_of(job, 1, False)
+    marks.job = job
+    marks.make = make
+    marks.size = job.outer * job.channels * job.inner
+    marks.shares = threads_for(work, usable_threads(threads) if work >= SERIAL else 1)
+    share_out(mark_share, &marks, 1, marks.shares, <int> marks.shares, worth_of(work))
+
+
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
     """reduce -> finish -> apply over the whole array. `threads`: the wish, 0: none.
 
     There may be no apply, no reduce, and without reduce no finish: NULL.
     """
     cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
-    cdef Py_ssize_t operands, work, groups, t, l3
+    cdef Py_ssize_t operands, groups, t, l3
     cdef Sweeps sweeps
     cdef Job mapped
     cdef int worth
-    operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.output.data != NULL)
-                + (job.out.data != NULL) + (job.gated.data != NULL))
+    operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.out.data != NULL)
+                + (job.gated.data != NULL))
     threads = usable_threads(threads) if work_of(job, operands, reduce != NULL) >= SERIAL else 1
     l3 = last_caches(threads)
     job.distant = overfills(operands * result, l3)
     # Not in place: there the lines have been read anyway.
     job.stream = (apply != NULL and streams(result, operands, reduce != NULL, threads) and job.out.direct
                   and job.out.data != job.x.data and job.out.data != job.dy.data
-                  and job.out.data != job.residual.data and job.out.data != job.output.data)
+                  and job.out.data != job.residual.data)
+    # Gradients behind an activation are best written with the sums, while they are at hand; but not past the caches,
+    # whence the map would read them again: then it writes them itself.
+    job.early = (reduce != NULL and apply != NULL and job.gate != NULL and job.mask == NULL and job.gated.data != NULL
+                 and job.gated.direct and not job.stream)
     if job.stream:
-        operands -= 1       # (out alone: gradients that have passed a gate are read again)
+        operands -= 1 + (job.gated.data != NULL)
     if reduce != NULL:
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
@@ -479,9 +519,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.apply = apply
     job.owned = sweeps.plan.owner
     sweeps.mapped = &mapped if apply != NULL and cut_for_map(job, &sweeps.plan, reduce != NULL, &mapped) else job
-    work = work_of(job, operands, reduce != NULL)
-    worth = (AWAKE if work < WORTH_CLOSE else CLOSE if work < WORTH_WAKING else WAKE if work < WORTH_COMPETING
-             else COMPETE)
+    worth = worth_of(work_of(job, operands, reduce != NULL))
     if sweeps.plan.owner:
         groups = ceil_div(job.channels, sweeps.plan.width)
         sweeps.shares = min(groups, <Py_ssize_t> MOST_SHARES)

@@ -86,8 +86,9 @@ class BatchNorm(_ops.Layer):
 
     Notes
     -----
-    A training forward pass keeps references to what `backward` needs (its input, mask and weights, and the result of
-    an activation behind a residual): do not change them in between. An evaluation pass keeps nothing unless asked to.
+    A training forward pass keeps references to what `backward` needs (its input, mask and weights): do not change them
+    in between. Behind a residual it keeps a bit for each element, whether its gradient passes the activation, not the
+    result. An evaluation pass keeps nothing unless asked to.
 
     Threads may share a layer in evaluation mode, without a lock and with the same bits. Training passes of several
     threads wait for one another, and `backward` refuses a pass that another thread's has replaced.
@@ -174,18 +175,17 @@ class BatchNorm(_ops.Layer):
             momentum = self.momentum
             if momentum is None:
                 momentum = 1 / (self.num_batches_tracked + 1) if update else 0.0
-            y, mean, invstd = _ops.batch_norm_forward(
+            y, mean, invstd, gate = _ops.layer_forward(
                 x, self.running_mean if given else None, self.running_var if given else None, self.weight, self.bias,
-                batch_stats, momentum, self.eps, self.axis, out, num_threads, 1,
-                self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
+                batch_stats, momentum, self.eps, self.axis, out, num_threads,
+                self.activation, self.negative_slope, residual, mask, sample_weight, masked_output, save,
             )  # fmt: skip
             kept = None
             if save:
                 overwritten = out is not None and np.shares_memory(x, y)
-                output = y if self.in_place or (residual is not None and self.activation is not None) else None
                 kept = _Saved(
-                    None if overwritten else x, mean, invstd, batch_stats, output, mask, sample_weight,
-                    residual is not None,
+                    None if overwritten else x, mean, invstd, batch_stats, y if self.in_place else None, gate, mask,
+                    sample_weight, residual is not None,
                 )  # fmt: skip
             self._keep(kept)
             if update and x.size and (mask is None or np.any(mask)):
@@ -227,8 +227,7 @@ class BatchNorm(_ops.Layer):
         Returns
         -------
         ndarray
-            y, of x's shape, dtype and memory layout, or `out`. With a residual and an activation `backward` reads it:
-            do not change it in between.
+            y, of x's shape, dtype and memory layout, or `out`.
 
         Raises
         ------
@@ -292,8 +291,8 @@ class BatchNorm(_ops.Layer):
                 raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
             grad_input, grad_weight, grad_bias, *grad_residual = _ops.batch_norm_backward(
                 grad_output, saved.x, saved.mean, saved.invstd, self.weight, saved.training, self.axis, out,
-                num_threads, self.bias, self.activation, self.negative_slope, saved.output, saved.mask,
-                saved.sample_weight, saved.residual,
+                num_threads, self.bias, self.activation, self.negative_slope, None, saved.mask,
+                saved.sample_weight, saved.residual, saved.gate,
             )  # fmt: skip
             saved.used = True
             self.grad_weight = None if self.weight is None else grad_weight
@@ -486,14 +485,17 @@ class BatchNorm3d(BatchNorm):
 class _Saved:
     """What `backward` needs of a forward pass. (Not a NamedTuple, which takes half a microsecond to make.)"""
 
-    __slots__ = ("invstd", "mask", "mean", "output", "residual", "sample_weight", "thread", "training", "used", "x")
+    __slots__ = (
+        "gate", "invstd", "mask", "mean", "output", "residual", "sample_weight", "thread", "training", "used", "x",
+    )  # fmt: skip
 
-    def __init__(self, x, mean, invstd, training, output, mask, sample_weight, residual):
+    def __init__(self, x, mean, invstd, training, output, gate, mask, sample_weight, residual):
         self.x = x
         self.mean = mean
         self.invstd = invstd
         self.training = training
-        self.output = output
+        self.output = output  # in place
+        self.gate = gate
         self.mask = mask
         self.sample_weight = sample_weight
         self.residual = residual

@@ -66,6 +66,12 @@ cdef extern from "select.h" nogil:
     float cybn_flagged_float(flag condition, float value) noexcept
     double cybn_flagged_double(flag condition, double value) noexcept
 
+cdef extern from "gate.h" nogil:
+    void cybn_mark_float(const float *y, Py_ssize_t n, bint relu, unsigned char *gate, Py_ssize_t bit) noexcept
+    void cybn_mark_double(const double *y, Py_ssize_t n, bint relu, unsigned char *gate, Py_ssize_t bit) noexcept
+    void cybn_fetch_gate(const unsigned char *gate, Py_ssize_t bit, Py_ssize_t n) noexcept
+    void cybn_read_gate(const unsigned char *gate, Py_ssize_t bit, Py_ssize_t n, flag *flags) noexcept
+
 cdef extern from "lanes.h" nogil:
     enum:
         PLAIN "CYBN_PLAIN"
@@ -74,24 +80,23 @@ cdef extern from "lanes.h" nogil:
         COUNTED "CYBN_COUNTED_ONLY"
         BACKWARD "CYBN_BACKWARD"
         BY_RELU_X "CYBN_BY_RELU_X"
-        BY_RELU_Y "CYBN_BY_RELU_Y"
         BY_LEAKY_X "CYBN_BY_LEAKY_X"
-        BY_LEAKY_Y "CYBN_BY_LEAKY_Y"
-        KEEP_RELU "CYBN_KEEP_RELU"
-        KEEP_LEAKY "CYBN_KEEP_LEAKY"
+        BY_RELU_FLAGS "CYBN_BY_RELU_FLAGS"
+        BY_LEAKY_FLAGS "CYBN_BY_LEAKY_FLAGS"
+        KEPT_RELU "CYBN_KEPT_RELU"
+        KEPT_LEAKY "CYBN_KEPT_LEAKY"
         BY_MASK "CYBN_BY_MASK"
     void cybn_sum_float(bint apart, int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
-                        Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const float *y,
-                        Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
-                        Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further, const float *center,
-                        const float *scale, const float *offset, float slope, float *gated, Py_ssize_t gated_pitch,
-                        double *x_sums, float *dy_sums, float *products) noexcept
+                        Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const flag *flags,
+                        Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line,
+                        Py_ssize_t further, const float *center, const float *scale, const float *offset, float slope,
+                        float *passed, Py_ssize_t passed_pitch, double *x_sums, float *dy_sums,
+                        float *products) noexcept
     void cybn_sum_double(bint apart, int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
-                         Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const double *y,
-                         Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows,
-                         Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line, Py_ssize_t further,
-                         const double *center, const double *scale, const double *offset, double slope,
-                         double *gated, Py_ssize_t gated_pitch, double *x_sums, double *dy_sums,
+                         Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const flag *flags,
+                         Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line,
+                         Py_ssize_t further, const double *center, const double *scale, const double *offset,
+                         double slope, double *passed, Py_ssize_t passed_pitch, double *x_sums, double *dy_sums,
                          double *products) noexcept
 
 cdef extern from "<float.h>":
@@ -322,6 +327,13 @@ cdef inline real flagged(flag condition, real value) noexcept nogil:
     return cybn_flagged_float(condition, value) if real is float else cybn_flagged_double(condition, value)
 
 
+cdef inline void mark_bits(const real *y, Py_ssize_t n, bint relu, unsigned char *gate, Py_ssize_t bit) noexcept nogil:
+    if real is float:
+        cybn_mark_float(y, n, relu, gate, bit)
+    else:
+        cybn_mark_double(y, n, relu, gate, bit)
+
+
 cdef inline real activated(real v, int activation, real negative_slope) noexcept nogil:
     """NaN and -0.0 pass."""
     if activation == 0:
@@ -334,6 +346,11 @@ cdef inline real passed(real g, real z, int activation, real negative_slope) noe
     return keep(not z <= 0, g) if activation == RELU else choose(z > 0, g, g * negative_slope)
 
 
+cdef inline real flag_passed(real g, flag passes, bint relu, real negative_slope) noexcept nogil:
+    """The same with a flag of what the activation passes as it is."""
+    return flagged(passes, g) if relu else choose(passes != 0, g, g * negative_slope)
+
+
 # Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
 # and so is y near 0, for which every error of the mean counts. float64 input sums x - center instead, which serves
 # data with a large offset the same way. Weighted ones: both times a weight, which takes the place of dy, or where flags
@@ -341,11 +358,10 @@ cdef inline real passed(real g, real z, int activation, real negative_slope) noe
 # Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
 
 cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                             const real *y, Py_ssize_t y_pitch, const flag *flags, Py_ssize_t flags_pitch,
-                             Py_ssize_t rows, Py_ssize_t cols, Py_ssize_t wrap, const real *center, const real *scale,
-                             const real *offset, real negative_slope, real *gated, Py_ssize_t gated_pitch,
-                             double *x_sums, real *dy_sums, real *dots, int kind, Py_ssize_t further,
-                             bint apart) noexcept nogil:
+                             const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t cols,
+                             Py_ssize_t wrap, const real *center, const real *scale, const real *offset,
+                             real negative_slope, real *passed_dy, Py_ssize_t passed_pitch, double *x_sums,
+                             real *dy_sums, real *dots, int kind, Py_ssize_t further, bint apart) noexcept nogil:
     """Rows of `cols` columns. Flags, and weights in the place of dy, repeat every `wrap` columns."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows; and
     # from memory what follows, or these columns of the next rows.
@@ -358,13 +374,13 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     if further and not linear:
         further = rows * x_pitch - AHEAD
     if real is float:
-        cybn_sum_float(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, 0,
-                       ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums, dy_sums,
+        cybn_sum_float(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, flags, flags_pitch, rows, 0, ahead,
+                       line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums, dy_sums,
                        dots)
     else:
-        cybn_sum_double(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows,
-                        0, ahead, line, further, center, scale, offset, negative_slope, gated, gated_pitch, x_sums,
-                        dy_sums, dots)
+        cybn_sum_double(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, flags, flags_pitch, rows, 0, ahead,
+                        line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums, dy_sums,
+                        dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
@@ -381,31 +397,31 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
             g = dy[r * dy_pitch + j]
             if kind == BY_RELU_X or kind == BY_LEAKY_X:
                 g = passed[real](g, d * scale[j] + offset[j], RELU if kind == BY_RELU_X else LEAKY_RELU, negative_slope)
-            elif kind == BY_RELU_Y or kind == KEEP_RELU:
-                g = passed[real](g, y[r * y_pitch + j], RELU, 0)
-            elif kind == BY_LEAKY_Y or kind == KEEP_LEAKY:
-                g = passed[real](g, y[r * y_pitch + j], LEAKY_RELU, negative_slope)
+            elif kind == BY_RELU_FLAGS or kind == KEPT_RELU:
+                g = flag_passed[real](g, flags[r * flags_pitch + j], True, 0)
+            elif kind == BY_LEAKY_FLAGS or kind == KEPT_LEAKY:
+                g = flag_passed[real](g, flags[r * flags_pitch + j], False, negative_slope)
             elif kind == BY_MASK and flags[r * flags_pitch + j % wrap] == 0:
                 continue
-            if kind == KEEP_RELU or kind == KEEP_LEAKY:
-                gated[r * gated_pitch + j] = g
+            if kind == KEPT_RELU or kind == KEPT_LEAKY:
+                passed_dy[r * passed_pitch + j] = g
             dy_sums[j] += g
             dots[j] += g * d
 
 
-cdef inline void reduce_run(const real *x, const real *dy, const real *y, const flag *flags,
-                            Py_ssize_t inner, Py_ssize_t ahead, const real *center, const real *scale,
-                            const real *offset, real negative_slope, real *gated, double *x_sums, real *dy_sums,
-                            real *dots, int kind, Py_ssize_t further) noexcept nogil:
+cdef inline void reduce_run(const real *x, const real *dy, const flag *flags, Py_ssize_t inner, Py_ssize_t ahead,
+                            const real *center, const real *scale, const real *offset, real negative_slope,
+                            real *passed_dy, double *x_sums, real *dy_sums, real *dots, int kind,
+                            Py_ssize_t further) noexcept nogil:
     """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
-        cybn_sum_float(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead,
-                       LANES, further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
+        cybn_sum_float(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, flags, LANES, rows, rest, ahead, LANES,
+                       further, center, scale, offset, negative_slope, passed_dy, LANES, x_sums, dy_sums, dots)
     else:
-        cybn_sum_double(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, y, LANES, flags, LANES, rows, rest, ahead,
-                        LANES, further, center, scale, offset, negative_slope, gated, LANES, x_sums, dy_sums, dots)
+        cybn_sum_double(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, flags, LANES, rows, rest, ahead, LANES,
+                        further, center, scale, offset, negative_slope, passed_dy, LANES, x_sums, dy_sums, dots)
 
 
 cdef struct Extras:
@@ -417,8 +433,10 @@ cdef struct Extras:
     bint even               # a weight for each row
     Py_ssize_t weights_pitch    # of weights or mask
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
-    const void *output      # or its result
-    Py_ssize_t output_pitch
+    const flag *passes      # or flags, and where to write what has passed it
+    void *passed
+    Py_ssize_t passes_pitch
+    Py_ssize_t passed_pitch
     int activation
     double negative_slope
     Py_ssize_t wide         # columns of the tables where all rows follow each other; 0: not, a row's
@@ -426,10 +444,10 @@ cdef struct Extras:
 
 cdef enum companion:
     # What a map of gradients reads beside x and dy: nothing, what tells which pass the activation, weights (or one for
-    # each row), flags.
+    # each row), flags; or flags of those that pass the activation, which are written as well.
     ALONE
     GATE
-    OUTPUT
+    PASSED
     WEIGHTS
     ROW_WEIGHTS
     FLAGS
@@ -438,8 +456,8 @@ cdef enum companion:
 cdef inline companion companion_of(const Extras *extras) noexcept nogil:
     if extras.gate != NULL:
         return GATE
-    if extras.output != NULL:
-        return OUTPUT
+    if extras.passes != NULL:
+        return PASSED
     if extras.weights != NULL:
         return ROW_WEIGHTS if extras.even else WEIGHTS
     return FLAGS if extras.mask != NULL else ALONE
@@ -455,8 +473,9 @@ cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *ki
         extras.mask += n
     if gate and extras.gate != NULL:
         extras.gate = <const real *> extras.gate + n
-    if extras.output != NULL:
-        extras.output = <const real *> extras.output + n
+    if extras.passes != NULL:
+        extras.passes += n
+        extras.passed = <real *> extras.passed + n
 
 
 cdef inline Py_ssize_t set_flags(const flag *flags, Py_ssize_t *first, Py_ssize_t end) noexcept nogil:
@@ -503,7 +522,8 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
     cdef const real *weights = <const real *> extras.weights if beside == WEIGHTS or beside == ROW_WEIGHTS else NULL
     cdef const flag *mask = extras.mask if beside == FLAGS else NULL
     cdef const real *gate = <const real *> extras.gate if beside == GATE else NULL
-    cdef const real *y = <const real *> extras.output if beside == OUTPUT else NULL
+    cdef const flag *passes = extras.passes if beside == PASSED else NULL
+    cdef real *passed_dy = <real *> extras.passed if beside == PASSED else NULL
     cdef real negative = 0 if activation == 0 else <real> extras.negative_slope
     cdef real c0, s0, o0, t0, g0 = 0, w0 = 0, d, v
     cdef Py_ssize_t r, j
@@ -522,8 +542,9 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
             if beside == GATE:
                 v = passed(v, d * (s0 if uniform else table[TABLE + j]) + (g0 if uniform else gate[j]), activation,
                            negative)
-            if beside == OUTPUT:
-                v = passed(v, y[j], activation, negative)
+            if beside == PASSED:
+                v = flag_passed(v, passes[j], activation == RELU, negative)
+                passed_dy[j] = v
             if beside == WEIGHTS or beside == ROW_WEIGHTS:
                 v = v - (o0 if uniform else table[2 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
                 v = v - d * (t0 if uniform else table[3 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
@@ -538,8 +559,9 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
             table += 1
             if beside == GATE:
                 gate += 1
-        if beside == OUTPUT:
-            y += extras.output_pitch
+        if beside == PASSED:
+            passes += extras.passes_pitch
+            passed_dy += extras.passed_pitch
         if beside == WEIGHTS or beside == ROW_WEIGHTS:
             weights += extras.weights_pitch
         if beside == FLAGS:
@@ -573,10 +595,10 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, GATE, RELU, uniform)
     elif backward and beside == GATE:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, GATE, LEAKY_RELU, uniform)
-    elif backward and beside == OUTPUT and activation == RELU:
-        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, OUTPUT, RELU, uniform)
-    elif backward and beside == OUTPUT:
-        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, OUTPUT, LEAKY_RELU, uniform)
+    elif backward and beside == PASSED and activation == RELU:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, PASSED, RELU, uniform)
+    elif backward and beside == PASSED:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, PASSED, LEAKY_RELU, uniform)
     elif backward and beside == FLAGS:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, FLAGS, 0, uniform)
     elif backward and beside == WEIGHTS:
@@ -614,7 +636,7 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
     if joined:
         cols *= rows
         n = extras.wide
-        x_pitch = dy_pitch = out_pitch = here.residual_pitch = here.output_pitch = n
+        x_pitch = dy_pitch = out_pitch = here.residual_pitch = n
     while cols > 0:
         n = min(n, cols)
         if joined:
@@ -832,27 +854,25 @@ cdef double gated_element(const Job *job, Py_ssize_t c, Py_ssize_t flat, real *k
     """Element `flat` of dy behind the activation."""
     cdef real g = element(&job.dy, flat, kind), z
     cdef real factor, center, scale, offset
+    cdef flag passes
     if job.activation == 0:
         return g
-    if job.output.data != NULL:
-        z = element(&job.output, flat, kind)
-    else:
-        read_gate[real](job, c, &factor, &center, &scale, &offset)
-        z = (element(&job.x, flat, kind) * factor - center) * scale + offset
+    if job.gate != NULL:
+        cybn_read_gate(job.gate, flat, 1, &passes)
+        return flag_passed(g, passes, job.activation == RELU, <real> job.negative_slope)
+    read_gate[real](job, c, &factor, &center, &scale, &offset)
+    z = (element(&job.x, flat, kind) * factor - center) * scale + offset
     return passed[real](g, z, job.activation, <real> job.negative_slope)
 
 
-cdef inline void gate_row(const real *x, const real *dy, const real *y, Py_ssize_t cols, const real *table, real *to,
+cdef inline void gate_row(const real *x, const real *dy, Py_ssize_t cols, const real *table, real *to,
                           int activation, real negative_slope, bint uniform) noexcept nogil:
-    """dy behind the activation, of x or with result y (a constant NULL: of x)."""
+    """dy behind the activation of x."""
     cdef real f0 = table[0], c0 = table[TABLE], s0 = table[2 * TABLE], o0 = table[3 * TABLE], z
     cdef Py_ssize_t j
     for j in range(cols):
-        if y != NULL:
-            z = y[j]
-        else:
-            z = x[j] * (f0 if uniform else table[j]) - (c0 if uniform else table[TABLE + j])
-            z = z * (s0 if uniform else table[2 * TABLE + j]) + (o0 if uniform else table[3 * TABLE + j])
+        z = x[j] * (f0 if uniform else table[j]) - (c0 if uniform else table[TABLE + j])
+        z = z * (s0 if uniform else table[2 * TABLE + j]) + (o0 if uniform else table[3 * TABLE + j])
         to[j] = passed(dy[j], z, activation, negative_slope)
 
 
@@ -860,26 +880,23 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
                      const real *dy, Py_ssize_t dy_pitch, const flag *flags, Py_ssize_t flags_pitch,
                      const real *table, bint uniform, real *to) noexcept nogil:
     """dy behind activation and mask (NULL: none) -> to."""
-    cdef real y_stage[PANEL]
-    cdef const real *y = NULL
-    cdef Py_ssize_t r, j, y_pitch = 0, cols = panel.cols
+    cdef flag passes[PANEL]
+    cdef Py_ssize_t r, j, cols = panel.cols
     cdef real negative = <real> job.negative_slope
-    cdef bint by_output = job.activation != 0 and job.output.data != NULL
-    if by_output:
-        y = fetch(&job.output, panel, y_stage, &y_pitch)
+    cdef bint relu = job.activation == RELU
     for r in range(panel.rows):
-        if job.activation == RELU and by_output:
-            gate_row(x, dy, y, cols, table, to, RELU, 0, True)
+        if job.activation and job.gate != NULL:
+            cybn_read_gate(job.gate, panel.flat + r * panel.pitch, cols, passes)
+            for j in range(cols):
+                to[j] = flag_passed(dy[j], passes[j], relu, negative)
         elif job.activation == RELU and uniform:
-            gate_row(x, dy, NULL, cols, table, to, RELU, 0, True)
+            gate_row(x, dy, cols, table, to, RELU, 0, True)
         elif job.activation == RELU:
-            gate_row(x, dy, NULL, cols, table, to, RELU, 0, False)
-        elif job.activation and by_output:
-            gate_row(x, dy, y, cols, table, to, LEAKY_RELU, negative, True)
+            gate_row(x, dy, cols, table, to, RELU, 0, False)
         elif job.activation and uniform:
-            gate_row(x, dy, NULL, cols, table, to, LEAKY_RELU, negative, True)
+            gate_row(x, dy, cols, table, to, LEAKY_RELU, negative, True)
         elif job.activation:
-            gate_row(x, dy, NULL, cols, table, to, LEAKY_RELU, negative, False)
+            gate_row(x, dy, cols, table, to, LEAKY_RELU, negative, False)
         elif to != dy:
             memcpy(to, dy, cols * sizeof(real))
         if flags != NULL:
@@ -888,7 +905,6 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
             flags += flags_pitch
         x += x_pitch
         dy += dy_pitch
-        y += y_pitch
         to += cols
         table += uniform
 
@@ -898,15 +914,30 @@ cdef inline bint gates(const Job *job) noexcept nogil:
     return job.dy.data != NULL and (job.activation != 0 or job.mask != NULL)
 
 
-cdef inline const Operand *gradient(const Job *job) noexcept nogil:
-    """What the map takes as dy: what has passed all gates, where the sums have left it."""
-    return &job.dy if job.gated.data == NULL else &job.gated
+cdef inline const flag *open_bits(const Job *job, const Panel *panel, flag *flags) noexcept nogil:
+    """A panel's bits of the gate, as flags."""
+    cdef Py_ssize_t r
+    if panel.pitch == panel.cols:
+        cybn_read_gate(job.gate, panel.flat, panel.rows * panel.cols, flags)
+        return flags
+    for r in range(panel.rows):
+        cybn_read_gate(job.gate, panel.flat + r * panel.pitch, panel.cols, flags + r * panel.cols)
+    return flags
+
+
+cdef inline void fetch_bits(const Job *job, const Panel *panel, Py_ssize_t ahead) noexcept nogil:
+    cdef Py_ssize_t r
+    if panel.pitch == panel.cols:
+        cybn_fetch_gate(job.gate, panel.flat + ahead, panel.rows * panel.cols)
+        return
+    for r in range(panel.rows):
+        cybn_fetch_gate(job.gate, panel.flat + ahead + r * panel.pitch, panel.cols)
 
 
 cdef inline bint only_activated(const Job *job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
-    """Whether the gate is the activation of d * scale + offset, or of a given result, and nothing else."""
+    """Whether gradients pass the activation of d * scale + offset, or one of which bits tell, and nothing else."""
     return (job.activation != 0 and job.mask == NULL
-            and (job.output.data != NULL or not cybn_outside(job.gate_factor + c0, n, 1, 1)))
+            and (job.gate != NULL or not cybn_outside(job.gate_factor + c0, n, 1, 1)))
 
 
 cdef void open_gate(const Job *job, Py_ssize_t c0, const Columns *columns, bint rows, real *table) noexcept nogil:
@@ -1075,25 +1106,20 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef bint weighted = features is short and job.weights != NULL and not backward
     cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel and LANES)
     cdef real gate[4 * TABLE]
-    cdef const real *y
     cdef const flag *flags = NULL
-    cdef Py_ssize_t y_pitch, flags_pitch = 0
+    cdef Py_ssize_t flags_pitch = 0
     # What an owner's map adds to x comes from memory while x, which is in a cache, is summed.
     cdef const real *residual = NULL
     if job.owned and job.stream and not backward and job.residual.direct:
         residual = <const real *> job.residual.data
-    # An activation or a mask is passed on the way, the two of them and what is kept behind a mask before.
-    cdef bint keeps = gated and job.gated.data != NULL
-    # What has passed goes through dy's stage where it cannot be written in place.
-    cdef bint staged = keeps and not job.gated.direct
-    # Not if dy is in that stage: the tail of a run is read once more, and must not have passed already.
-    cdef bint direct = job.output.data != NULL and (job.dy.direct or not staged)
-    cdef bint active = gated and only_activated(job, c0, tile) and (direct or not keeps)
-    cdef bint by_output = active and job.output.data != NULL
+    # An activation or a mask is passed on the way, the two of them before.
+    cdef bint active = gated and only_activated(job, c0, tile)
+    cdef bint by_gate = active and job.gate != NULL
+    cdef bint keeps = by_gate and job.early
     cdef real *kept = dy_stage
     cdef Py_ssize_t kept_pitch = 0
     cdef real negative_slope = <real> job.negative_slope
-    cdef bint before_sums = gated and not active and (job.activation != 0 or keeps)
+    cdef bint before_sums = gated and not active and job.activation != 0
     # Rows that a mask leaves out as a whole are not read, nor the end of a run; what it lets pass as a whole is summed
     # as without it.
     cdef bint sparse = masked and not before_sums and job.rows and job.inner == 1 and job.period == 1
@@ -1112,26 +1138,25 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     if backward:
         kind_of_sum = BY_MASK if by_flags else BACKWARD
         if active and job.activation == RELU:
-            kind_of_sum = BY_RELU_X if not by_output else KEEP_RELU if keeps else BY_RELU_Y
+            kind_of_sum = KEPT_RELU if keeps else BY_RELU_FLAGS if by_gate else BY_RELU_X
         elif active:
-            kind_of_sum = BY_LEAKY_X if not by_output else KEEP_LEAKY if keeps else BY_LEAKY_Y
+            kind_of_sum = KEPT_LEAKY if keeps else BY_LEAKY_FLAGS if by_gate else BY_LEAKY_X
     elif weighted:
         kind_of_sum = POSITIVE if job.positive else WEIGHTED
     elif by_flags:
         kind_of_sum = COUNTED
     if (job.x.direct and (not backward or job.dy.direct) and not before_sums
-            and not ((weighted or by_flags) and job.rows and wrap == COLUMNS)
-            and (not by_output or job.output.direct) and not staged):
+            and not ((weighted or by_flags) and job.rows and wrap == COLUMNS)):
         least = 1 if not job.rows else STATS_ROWS
         if job.rows and backward:
             least = WAYS if job.period * job.channels * job.inner * sizeof(real) % SETS == 0 else LINES
-            least //= 2 + by_output
+            least //= 2
         budget = job.inner * tile if not job.rows else PANEL // 2 if backward else PANEL
     if backward:
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
         spread(&columns, shift, center)
-        if gated and job.activation != 0 and job.output.data == NULL:
+        if gated and job.activation != 0 and job.gate == NULL:
             # Per column, for the sums that pass it on the way also where columns are lanes.
             open_gate[real](job, c0, &columns, active or job.rows, gate)
     usual = kind_of_sum
@@ -1167,9 +1192,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         more = next_panel(job, &block, c0, c1, &panel)
         while more:
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
-            # Sums that do not read dy or y move them along.
-            dy = y = x
-            dy_pitch = y_pitch = x_pitch
+            # Sums that do not read dy move it along.
+            dy = x
+            dy_pitch = x_pitch
             if backward:
                 dy = fetch(&job.dy, &panel, dy_stage, &dy_pitch)
             if features is short:
@@ -1178,23 +1203,24 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     dy = weigh[real](job, <const real *> job.weights, &panel, job.rows, j, size, w_stage, &dy_pitch)
                 if masked and not sparse:
                     flags = weigh[flag](job, job.mask, &panel, job.rows, j, size, <flag *> w_stage, &flags_pitch)
-                kept_pitch = panel.cols
-                if keeps and not staged:
+                if keeps:
                     kept = (<real *> job.gated.data) + panel.flat
                     kept_pitch = panel.pitch
-                if by_output:
-                    y = fetch(&job.output, &panel, w_stage, &y_pitch)
-                elif before_sums:
+                if by_gate and job.rows:
+                    flags = open_bits(job, &panel, <flag *> w_stage)
+                    flags_pitch = panel.cols
+                if before_sums:
                     gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, flags, flags_pitch,
                                      gate + (0 if job.rows else panel.channel), not job.rows, dy_stage)
                     dy = dy_stage
                     dy_pitch = panel.cols
-                    if keeps:
-                        deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
             ahead = walk.flat if more else first_element(job, index + 1, c0) if index + 1 < stop else then
             ahead -= panel.flat
+            if features is short:
+                if by_gate:
+                    cybn_fetch_gate(job.gate, panel.flat + ahead, walk.rows * walk.cols if job.rows else walk.cols)
             if job.rows:
                 for r in range(panel.rows if residual != NULL else 0):
                     cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
@@ -1205,8 +1231,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         j = set_flags(job.mask + panel.flat // job.channels, &r, panel.rows)
                     if j == 0:
                         break
-                    reduce_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, y, y_pitch, flags, flags_pitch,
-                                j, panel.cols, wrap, center, scale, offset, negative_slope, kept, kept_pitch, sums,
+                    reduce_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, flags, flags_pitch, j,
+                                panel.cols, wrap, center, scale, offset, negative_slope, kept, kept_pitch, sums,
                                 dy_sums, dots, kind_of_sum, further, features is short)
                     r += j
             else:
@@ -1220,19 +1246,22 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     j = (panel.channel + r) * LANES
                     if residual != NULL:
                         cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
-                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, y + r * y_pitch, flags, all_set,
-                               2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
-                               scale + j, offset + j, negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j,
-                               dots + j, kind_of_sum, further)
+                    if features is short:
+                        if by_gate:
+                            flags = <flag *> w_stage
+                            cybn_read_gate(job.gate, panel.flat + r * panel.pitch, panel.cols, <flag *> w_stage)
+                            if r + 1 < panel.rows:
+                                cybn_fetch_gate(job.gate, panel.flat + (r + 1) * panel.pitch, panel.cols)
+                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, flags, all_set,
+                               2 * panel.pitch if r + 2 < panel.rows else ahead, center + j, scale + j, offset + j,
+                               negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j, dots + j, kind_of_sum,
+                               further)
                 for r in range(panel.rows if masked and all_set < end else 0):
                     j = (panel.channel + r) * LANES
-                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, x, flags + all_set,
-                               end - all_set, 2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
-                               scale + j, offset + j, negative_slope, kept, sums + j, dy_sums + j,
-                               dots + j, BY_MASK if backward else COUNTED, further)
-            if features is short:
-                if staged and by_output:
-                    deliver[real](&job.gated, &panel, dy_stage, False, NULL, NULL)
+                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, flags + all_set, end - all_set,
+                               2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
+                               scale + j, offset + j, negative_slope, kept, sums + j, dy_sums + j, dots + j,
+                               BY_MASK if backward else COUNTED, further)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
                 if not folded:
@@ -1270,43 +1299,52 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint rows = job.rows and job.inner < SHORTEST
     cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
     cdef bint plain = features is char
-    # What has not passed the activation yet; a mask is passed on the way.
-    cdef bint gated = not plain and job.dy.data != NULL and job.activation != 0 and job.gated.data == NULL
+    # Gradients pass the activation before, and a mask if what has passed is wanted; else a mask is passed on the way,
+    # and so are an activation of x and one of which bits tell, where they are alone.
+    cdef bint kept = not plain and job.gated.data != NULL and not job.early
+    cdef bint gated = kept or (not plain and job.dy.data != NULL and job.activation != 0 and not job.early)
+    cdef bint by_gate = False
     cdef bint weighted = not plain and backward and job.weights != NULL
     cdef bint masked = not plain and job.mask != NULL and (job.dy.data != NULL or job.zeroed)
-    cdef bint by_output = False
+    # Bits are made of results that are still in the first cache.
+    cdef bint marks = not plain and job.dy.data == NULL and job.gate != NULL
     cdef real gate[4 * TABLE]
     cdef real w_stage[PANEL + LANES]
     cdef Py_ssize_t pitch, least = 1, budget = PANEL    # a stage holds no more
     cdef Extras extras
     # (With frozen statistics dy is what is mapped; x is read for the gate alone.)
-    cdef const Operand *source = &job.x if backward or gated else job.source
-    cdef const Operand *gradients = gradient(job)
-    cdef bint two = backward or gated
+    cdef bint two = backward or (gated and job.activation != 0 and job.gate == NULL)
+    cdef const Operand *gradients = &job.gated if job.early else &job.dy
+    cdef const Operand *source = &job.x if two or job.dy.data == NULL else gradients
     cdef bint direct = job.out.direct and not job.stream
+    cdef bint stays = False     # whether what has passed is written where it belongs, not to a stage
+    cdef const flag *flags = NULL
+    cdef Py_ssize_t flags_pitch = 0
     cdef Columns columns = layout_columns(job, n)
     memset(&extras, 0, sizeof(extras))
     if features is short:
         if backward or job.dy.data == NULL:
             extras.activation = job.activation
             extras.negative_slope = job.negative_slope
-        # So is an activation alone.
-        if gated and backward and not weighted and only_activated(job, c0, n):
+        if gated and backward and not weighted and only_activated(job, c0, n) and (not kept or job.gate != NULL):
             gated = False
-            by_output = job.output.data != NULL
-            if not by_output:
+            by_gate = job.gate != NULL
+            stays = kept and job.gated.direct and not job.stream
+            if not by_gate:
                 extras.gate = gate + 3 * TABLE
     # One weight for each row.
     cdef bint even = rows and job.inner == 1 and job.period == 1
     extras.even = even
     cdef bint unstaged = source.direct and direct and not scaled and not (two and not gradients.direct)
     if features is short:
-        unstaged = (unstaged and not gated and not ((weighted or masked) and rows and not even)
-                    and not (by_output and not job.output.direct)
+        unstaged = (unstaged and not gated and (stays or not by_gate)
+                    and not ((weighted or masked) and rows and not even)
                     and not (job.residual.data != NULL
                              and (job.residual.data == job.out.data or not job.residual.direct)))
     if rows and unstaged and n < job.channels:
-        least = LINES // (2 + two + (not plain and (by_output or job.residual.data != NULL)))
+        least = LINES // (2 + two + (not plain and (kept or job.residual.data != NULL)))
+    elif by_gate or marks:
+        pass    # what is read or made of a panel beside its map should find it in the first cache
     elif rows and unstaged and not (weighted or masked) and job.outer * n * job.inner >= MANY:
         j = max(1, WIDE // columns.count)
         columns.repeats *= j
@@ -1332,7 +1370,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     if rows:
         spread_tables(&columns, table, 5 if scaled else 4 if backward else 3)
     if features is short:
-        if gated or extras.gate != NULL:
+        if (gated and job.activation != 0 and job.gate == NULL) or extras.gate != NULL:
             open_gate[real](job, c0, &columns, rows, gate)
     if job.stream and not rows:
         # Runs that end with a cache line: of a line in two panels no part could be streamed.
@@ -1348,6 +1386,8 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         open_block(job, index, &block)
         first_panel(&block, c0, rows, least, budget, block.full, &panel)
         while next_panel(job, &block, c0, c1, &panel):
+            if marks or by_gate:    # those that will be written, or read with the next panel
+                fetch_bits(job, &panel, panel.rows * panel.cols if by_gate else 0)
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x
             dy_pitch = x_pitch
@@ -1361,19 +1401,24 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 elif weighted:
                     extras.weights = weigh[real](job, <const real *> job.weights, &panel, rows, panel.cols // j, j,
                                                  w_stage, &extras.weights_pitch)
-                elif masked and not even:
-                    extras.mask = weigh[flag](job, job.mask, &panel, rows, panel.cols // j, j, <flag *> w_stage,
-                                              &extras.weights_pitch)
+                elif masked and (kept or not even):
+                    flags = weigh[flag](job, job.mask, &panel, rows, panel.cols // j, j, <flag *> w_stage, &flags_pitch)
+                    if not even:
+                        extras.mask = flags
+                        extras.weights_pitch = flags_pitch
                 if gated:
-                    gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, NULL, 0,
+                    gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, flags if kept else NULL, flags_pitch,
                                      gate + (0 if rows else panel.channel), not rows, dy_stage)
                     dy = dy_stage
                     dy_pitch = panel.cols
                     if not backward:
                         x = dy
                         x_pitch = dy_pitch
-                elif by_output:
-                    extras.output = fetch(&job.output, &panel, w_stage, &extras.output_pitch)
+                elif by_gate:
+                    extras.passes = open_bits(job, &panel, <flag *> w_stage)
+                    extras.passes_pitch = panel.cols
+                    extras.passed = (<real *> job.gated.data) + panel.flat if stays else dy_stage
+                    extras.passed_pitch = panel.pitch if stays else panel.cols
                 elif job.residual.data != NULL:
                     extras.residual = fetch(&job.residual, &panel, dy_stage, &pitch)
                     extras.residual_pitch = pitch
@@ -1406,6 +1451,14 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                                 backward, True, plain)
             if scaled and backward:
                 multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * TABLE + j, not rows, out, out_pitch)
+            if kept and not stays:
+                deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
+            if marks and panel.pitch == panel.cols:
+                mark_bits(out, panel.rows * panel.cols, job.activation == RELU, job.gate, panel.flat)
+            elif marks:
+                for r in range(panel.rows):
+                    mark_bits(out + r * out_pitch, panel.cols, job.activation == RELU, job.gate,
+                              panel.flat + r * panel.pitch)
             if not direct:
                 deliver[real](&job.out, &panel, out, job.stream, next + panel.flat if next != NULL else NULL,
                               other + panel.flat if other != NULL else NULL)
@@ -1446,7 +1499,7 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
 
 cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t end,
                     bint backward, real *kind) noexcept nogil:
-    cdef bint plain = ((job.gated.data != NULL or not gates(job)) and
+    cdef bint plain = ((job.early or not gates(job)) and
                        (job.weights == NULL and job.mask == NULL if backward or job.dy.data != NULL else
                         job.residual.data == NULL and job.activation == 0 and not job.zeroed))
     cdef Py_ssize_t width = map_width(job), stop
@@ -1503,6 +1556,29 @@ cdef void backward_input_f64(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     map_tiles(job, c0, c1, piece, stop, True, <double *> NULL)
 
 
+cdef void mark_tiles(const Job *job, Py_ssize_t first, Py_ssize_t stop, real *kind) noexcept nogil:
+    cdef real stage[PANEL]
+    cdef const real *y
+    cdef Py_ssize_t n
+    while first < stop:
+        n = min(stop - first, <Py_ssize_t> PANEL)
+        if job.output.direct:
+            y = (<const real *> job.output.data) + first
+        else:
+            transfer(&job.output, first, n, stage, False)
+            y = stage
+        mark_bits(y, n, job.activation == RELU, job.gate, first)
+        first += n
+
+
+cdef void mark_f32(const Job *job, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    mark_tiles(job, first, stop, <float *> NULL)
+
+
+cdef void mark_f64(const Job *job, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:
+    mark_tiles(job, first, stop, <double *> NULL)
+
+
 cdef Weights weigh_f32(const void *weights, Py_ssize_t n) noexcept nogil:
     return cybn_weigh_float(<const float *> weights, n)
 
@@ -1514,6 +1590,8 @@ cdef Weights weigh_f64(const void *weights, Py_ssize_t n) noexcept nogil:
 cdef Kernels table
 table.weigh[0] = weigh_f32
 table.weigh[1] = weigh_f64
+table.mark[0] = mark_f32
+table.mark[1] = mark_f64
 table.collect_stats[0] = collect_stats_f32
 table.collect_stats[1] = collect_stats_f64
 table.normalize[0] = normalize_f32

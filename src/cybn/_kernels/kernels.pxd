@@ -19,6 +19,10 @@ cdef extern from "vectors.h":
     void cybn_bound_flags(const signed char *flags, Py_ssize_t n, Py_ssize_t lanes, Py_ssize_t *whole,
                           Py_ssize_t *end) noexcept nogil
 
+cdef extern from "gate.h":
+    enum:
+        GATE_ROOM "CYBN_GATE_ROOM"  # bytes behind the bits of a gate that may be read
+
 cdef enum:
     LANES = 16          # accumulators of a run: element i of a block goes to lane i % LANES
     COLUMNS = 1024      # accumulators of a tile: 64 channels of LANES, or a row of so many columns
@@ -45,7 +49,6 @@ cdef struct Job:
     Operand x
     Operand dy
     Operand out
-    const Operand *source       # what `normalize` reads: x, or dy in the backward pass of frozen statistics
 
     # What comes with a normalization. (data NULL: not.)
     Operand residual            # added to y before the activation
@@ -56,8 +59,10 @@ cdef struct Job:
     const signed char *mask     # instead of weights: -1 for those elements, 0 for the rest, which backward leaves out
     bint zeroed                 # y is 0 there
     double *block_weights       # the sums of either; NULL: of no use, elements are counted
-    Operand output              # y: tells which gradients pass the activation; else x tells
-    Operand gated               # where backward leaves the gradients that have passed it
+    unsigned char *gate         # bits of which gradients pass it: forward writes, backward reads; NULL: x tells
+    Operand output              # y, of which the bits are still to be made
+    Operand gated               # where backward leaves the gradients that have passed mask and activation
+    bint early                  # the sums do that, and the map reads them from there
 
     bint stream                 # whether results go past the caches
     bint distant                # whether the arrays come from memory, not from the last cache
@@ -149,10 +154,14 @@ ctypedef void (*finisher)(Job *job, const Channels *v, Py_ssize_t c0, Py_ssize_t
 
 ctypedef Weights (*weigher)(const void *weights, Py_ssize_t n) noexcept nogil
 
+# Makes the bits of the elements [first, stop) of output.
+ctypedef void (*marker)(const Job *job, Py_ssize_t first, Py_ssize_t stop) noexcept nogil
+
 
 cdef struct Kernels:
     # Each pair: float32, float64.
     weigher weigh[2]
+    marker mark[2]
     verb collect_stats[2]
     verb normalize[2]
     verb backward_reduce[2]

@@ -19,10 +19,9 @@
 
 /* What a leaf takes, each array with its pitch from row to row. */
 #define CYBN_TAKES(real)                                                                                              \
-    const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, const real *y, ptrdiff_t y_pitch,             \
-        const signed char *flags, ptrdiff_t flags_pitch, ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead,             \
-        ptrdiff_t line, ptrdiff_t further, const real *shift, const real *scale, const real *offset, real slope,      \
-        real *gated, ptrdiff_t gated_pitch
+    const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, const signed char *flags,                     \
+        ptrdiff_t flags_pitch, ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line, ptrdiff_t further,    \
+        const real *shift, const real *scale, const real *offset, real slope, real *passed, ptrdiff_t passed_pitch
 
 #if defined(__GNUC__)
 
@@ -198,14 +197,14 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     }
 
 /* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
-   or w * (x - shift) where dy is w, or dy behind the activation of (x - shift) * scale + offset, or behind the one that
-   gave y, or one of these where flags are set. by_y: y is an array as long as x, fetched as x and dy are. */
-#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, by_y, flagged)                                                   \
+   or w * (x - shift) where dy is w, or dy behind the activation of (x - shift) * scale + offset, or behind one that it
+   passes as it is where flags are set, or one of these where they are set. They are `counts` to T. */
+#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, flagged)                                                         \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
         typedef CYBN_VECTOR(bits, bytes) mask;                                                                        \
         enum { F = bytes / sizeof(real) };                                                                            \
-        const real *next = x + ahead, *dy_next = dy + ahead, *y_next = by_y ? y + ahead : next;                       \
+        const real *next = x + ahead, *dy_next = dy + ahead;                                                          \
         vector a[n / F], q[n / F], k[n / F], d, t;                                                                    \
         mask counts;                                                                                                  \
         int i;                                                                                                        \
@@ -217,7 +216,6 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
         for (; rows > 0; rows--) {                                                                                    \
             CYBN_PREFETCH(next, n);                                                                                   \
             CYBN_PREFETCH(dy_next, n);                                                                                \
-            if (by_y) CYBN_PREFETCH(y_next, n);                                                                       \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
                 if (flagged) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                     \
@@ -229,19 +227,16 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             }                                                                                                         \
             x += pitch;                                                                                               \
             dy += dy_pitch;                                                                                           \
-            y += y_pitch;                                                                                             \
             if (flagged) flags += flags_pitch;                                                                        \
-            gated += gated_pitch;                                                                                     \
+            passed += passed_pitch;                                                                                   \
             next += line;                                                                                             \
             dy_next += line;                                                                                          \
-            y_next += line;                                                                                           \
         }                                                                                                             \
         if (rest) {                                                                                                   \
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
-            y += rest - n;                                                                                            \
             if (flagged) flags += rest - n;                                                                           \
-            gated += rest - n;                                                                                        \
+            passed += rest - n;                                                                                       \
             CYBN_EACH(i, n / F) {                                                                                     \
                 mask last;                                                                                            \
                 if (rest <= n - (i + 1) * F) continue;                                                                \
@@ -269,11 +264,11 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_LEAKY(g, z)                                                                                              \
     (vector)(((mask)CYBN_GRADIENT(g) & (mask)((z) > 0)) | ((mask)(CYBN_GRADIENT(g) * slope) & ~(mask)((z) > 0)))
 #define CYBN_RELU_X(g) CYBN_RELU(g, CYBN_Z)
-#define CYBN_RELU_Y(g) CYBN_RELU(g, CYBN_GRADIENT(y))
 #define CYBN_LEAKY_X(g) CYBN_LEAKY(g, CYBN_Z)
-#define CYBN_LEAKY_Y(g) CYBN_LEAKY(g, CYBN_GRADIENT(y))
-#define CYBN_KEEP_RELU_Y(g) (*(vector *)(gated + i * F) = CYBN_RELU_Y(g))
-#define CYBN_KEEP_LEAKY_Y(g) (*(vector *)(gated + i * F) = CYBN_LEAKY_Y(g))
+#define CYBN_RELU_FLAGS(g) (vector)((mask)CYBN_GRADIENT(g) & counts)
+#define CYBN_LEAKY_FLAGS(g) (vector)(((mask)CYBN_GRADIENT(g) & counts) | ((mask)(CYBN_GRADIENT(g) * slope) & ~counts))
+#define CYBN_KEEP_RELU(g) (*(vector *)(passed + i * F) = CYBN_RELU_FLAGS(g))
+#define CYBN_KEEP_LEAKY(g) (*(vector *)(passed + i * F) = CYBN_LEAKY_FLAGS(g))
 #define CYBN_MASKED(g) (d = (vector)((mask)d & counts), (vector)((mask)CYBN_GRADIENT(g) & counts))
 
 #else
@@ -293,11 +288,11 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 sums[i] += weighted % 2 ? (double)x[at] * dy[at] : x[at];                                             \
             }                                                                                                         \
     }
-#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, by_y, flagged)                                                   \
+#define CYBN_PRODUCTS(name, real, bits, bytes, n, T, flagged)                                                         \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         ptrdiff_t r, i;                                                                                               \
         for (r = 0; r <= rows;                                                                                        \
-             r++, x += pitch, dy += dy_pitch, y += y_pitch, flags += flags_pitch, gated += gated_pitch)               \
+             r++, x += pitch, dy += dy_pitch, flags += flags_pitch, passed += passed_pitch)                           \
             for (i = r < rows ? 0 : n - rest; i < n; i++) {                                                           \
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
                 real d = x[at] - shift[i];                                                                            \
@@ -311,50 +306,49 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_WEIGHED(w) CYBN_GRADIENT(w) * (d = CYBN_GRADIENT(w) != 0 ? d : 0)
 #define CYBN_COUNTED(w) (d = flags[at] ? d : 0)
 #define CYBN_RELU_X(g) (d * scale[i] + offset[i] <= 0 ? 0 : CYBN_GRADIENT(g))
-#define CYBN_RELU_Y(g) (CYBN_GRADIENT(y) <= 0 ? 0 : CYBN_GRADIENT(g))
 #define CYBN_LEAKY_X(g) (d * scale[i] + offset[i] > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
-#define CYBN_LEAKY_Y(g) (CYBN_GRADIENT(y) > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
-#define CYBN_KEEP_RELU_Y(g) (gated[at] = CYBN_RELU_Y(g))
-#define CYBN_KEEP_LEAKY_Y(g) (gated[at] = CYBN_LEAKY_Y(g))
+#define CYBN_RELU_FLAGS(g) (flags[at] ? CYBN_GRADIENT(g) : 0)
+#define CYBN_LEAKY_FLAGS(g) (flags[at] ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
+#define CYBN_KEEP_RELU(g) (passed[at] = CYBN_RELU_FLAGS(g))
+#define CYBN_KEEP_LEAKY(g) (passed[at] = CYBN_LEAKY_FLAGS(g))
 #define CYBN_MASKED(g) (d = flags[at] ? d : 0, flags[at] ? CYBN_GRADIENT(g) : 0)
 
 #endif
 
 #define CYBN_EXPAND(macro, ...) macro(__VA_ARGS__)
-#define CYBN_KIND(name, real, bits, T, by_y, flagged)                                                                 \
-    CYBN_EXPAND(CYBN_PRODUCTS, name, real, bits, CYBN_WIDTH, 16, T, by_y, flagged)                                    \
-    CYBN_PRODUCTS(name##_quad, real, bits, 16, 4, T, by_y, flagged)
+#define CYBN_KIND(name, real, bits, T, flagged)                                                                       \
+    CYBN_EXPAND(CYBN_PRODUCTS, name, real, bits, CYBN_WIDTH, 16, T, flagged)                                          \
+    CYBN_PRODUCTS(name##_quad, real, bits, 16, 4, T, flagged)
 
 #define CYBN_STATS(name, weighted)                                                                                    \
     CYBN_EXPAND(CYBN_STATS_FLOAT, name, CYBN_WIDTH, 16, weighted)                                                     \
     CYBN_STATS_FLOAT(name##_quad, 16, 4, weighted)
 #define CYBN_GRADIENTS(real, bits)                                                                                    \
-    CYBN_KIND(cybn_backward_##real, real, bits, CYBN_GRADIENT, 0, 0)                                                  \
-    CYBN_KIND(cybn_relu_x_##real, real, bits, CYBN_RELU_X, 0, 0)                                                      \
-    CYBN_KIND(cybn_relu_y_##real, real, bits, CYBN_RELU_Y, 1, 0)                                                      \
-    CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X, 0, 0)                                                    \
-    CYBN_KIND(cybn_leaky_y_##real, real, bits, CYBN_LEAKY_Y, 1, 0)                                                    \
-    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU_Y, 1, 0)                                              \
-    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY_Y, 1, 0)                                            \
-    CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED, 0, 1)
+    CYBN_KIND(cybn_backward_##real, real, bits, CYBN_GRADIENT, 0)                                                     \
+    CYBN_KIND(cybn_relu_x_##real, real, bits, CYBN_RELU_X, 0)                                                         \
+    CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X, 0)                                                       \
+    CYBN_KIND(cybn_relu_flags_##real, real, bits, CYBN_RELU_FLAGS, 1)                                                 \
+    CYBN_KIND(cybn_leaky_flags_##real, real, bits, CYBN_LEAKY_FLAGS, 1)                                               \
+    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU, 1)                                                   \
+    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY, 1)                                                 \
+    CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED, 1)
 
 CYBN_STATS(cybn_plain_float, 0)
 CYBN_STATS(cybn_weighted_float, 1)
 CYBN_STATS(cybn_positive_float, 3)
 CYBN_STATS(cybn_counted_float, 2)
-CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION, 0, 0)
-CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED, 0, 0)
-CYBN_KIND(cybn_positive_double, double, long long, CYBN_WEIGHED, 0, 0)
-CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED, 0, 1)
+CYBN_KIND(cybn_plain_double, double, long long, CYBN_DEVIATION, 0)
+CYBN_KIND(cybn_weighted_double, double, long long, CYBN_WEIGHED, 0)
+CYBN_KIND(cybn_positive_double, double, long long, CYBN_WEIGHED, 0)
+CYBN_KIND(cybn_counted_double, double, long long, CYBN_COUNTED, 1)
 CYBN_GRADIENTS(float, int)
 CYBN_GRADIENTS(double, long long)
 
 /* What is summed beside x: nothing, weights in dy's place, positive ones, or flags; dy, dy behind a ReLU or a leaky one
-   (of x, or with result y, or that and written to gated), dy where flags are set. */
+   (of x, or as flags tell, or that and written to passed), dy where flags are set. */
 enum {
-    CYBN_PLAIN, CYBN_WEIGHTED, CYBN_POSITIVE, CYBN_COUNTED_ONLY, CYBN_BACKWARD,
-    CYBN_BY_RELU_X, CYBN_BY_RELU_Y, CYBN_BY_LEAKY_X, CYBN_BY_LEAKY_Y,
-    CYBN_KEEP_RELU, CYBN_KEEP_LEAKY, CYBN_BY_MASK
+    CYBN_PLAIN, CYBN_WEIGHTED, CYBN_POSITIVE, CYBN_COUNTED_ONLY, CYBN_BACKWARD, CYBN_BY_RELU_X, CYBN_BY_LEAKY_X,
+    CYBN_BY_RELU_FLAGS, CYBN_BY_LEAKY_FLAGS, CYBN_KEPT_RELU, CYBN_KEPT_LEAKY, CYBN_BY_MASK
 };
 
 /* Where the first sums go, and at which columns dy and flags are read: of a kind. */
@@ -365,18 +359,18 @@ enum {
     DO(CYBN_COUNTED_ONLY, cybn_counted_##real, real, x_sums, j, w)                                                    \
     DO(CYBN_BACKWARD, cybn_backward_##real, real, dy_sums, j, 0)                                                      \
     DO(CYBN_BY_RELU_X, cybn_relu_x_##real, real, dy_sums, j, 0)                                                       \
-    DO(CYBN_BY_RELU_Y, cybn_relu_y_##real, real, dy_sums, j, 0)                                                       \
     DO(CYBN_BY_LEAKY_X, cybn_leaky_x_##real, real, dy_sums, j, 0)                                                     \
-    DO(CYBN_BY_LEAKY_Y, cybn_leaky_y_##real, real, dy_sums, j, 0)                                                     \
-    DO(CYBN_KEEP_RELU, cybn_keep_relu_##real, real, dy_sums, j, 0)                                                    \
-    DO(CYBN_KEEP_LEAKY, cybn_keep_leaky_##real, real, dy_sums, j, 0)                                                  \
+    DO(CYBN_BY_RELU_FLAGS, cybn_relu_flags_##real, real, dy_sums, j, w)                                               \
+    DO(CYBN_BY_LEAKY_FLAGS, cybn_leaky_flags_##real, real, dy_sums, j, w)                                             \
+    DO(CYBN_KEPT_RELU, cybn_keep_relu_##real, real, dy_sums, j, w)                                                    \
+    DO(CYBN_KEPT_LEAKY, cybn_keep_leaky_##real, real, dy_sums, j, w)                                                  \
     DO(CYBN_BY_MASK, cybn_masked_##real, real, dy_sums, j, w)
 
 #define CYBN_ALL(real)                                                                                                \
     ptrdiff_t cols, ptrdiff_t step, ptrdiff_t wrap, CYBN_TAKES(real), double *x_sums, real *dy_sums, real *products
 #define CYBN_ARGUMENTS                                                                                                \
-    cols, step, wrap, x, pitch, dy, dy_pitch, y, y_pitch, flags, flags_pitch, rows, rest, ahead, line, further,       \
-        shift, scale, offset, slope, gated, gated_pitch, x_sums, dy_sums, products
+    cols, step, wrap, x, pitch, dy, dy_pitch, flags, flags_pitch, rows, rest, ahead, line, further, shift, scale,     \
+        offset, slope, passed, passed_pitch, x_sums, dy_sums, products
 
 /* Columns in groups of 16 and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap` columns,
    at least 16, and stand there once with 15 more: w is where they are read. */
@@ -384,8 +378,8 @@ enum {
 /* Twice, so that loops that fetch nothing from afar do not ask (3 to 14 % of theirs from L2). */
 #define CYBN_SIXTEENS(name, to, dy_at, flags_at, further)                                                             \
     for (; j + 16 <= cols; CYBN_NEXT(16), ahead += step - 16)                                                         \
-        name(x + j, pitch, dy + dy_at, dy_pitch, y + j, y_pitch, flags + flags_at, flags_pitch, rows, rest, ahead,    \
-             line, further, shift + j, scale + j, offset + j, slope, gated + j, gated_pitch, to + j, products + j);
+        name(x + j, pitch, dy + dy_at, dy_pitch, flags + flags_at, flags_pitch, rows, rest, ahead, line, further,     \
+             shift + j, scale + j, offset + j, slope, passed + j, passed_pitch, to + j, products + j);
 /* Rows in functions of their own, with all registers for the places that they read: weighted sums took 1.1 to 1.2 times
    as long in the midst of the rest. Runs are too short for a call, and the sums of nothing else are 2 to 6 % slower. */
 #define CYBN_COLUMNS(kind, name, real, to, dy_at, flags_at)                                                           \
@@ -397,9 +391,8 @@ enum {
             CYBN_SIXTEENS(name, to, dy_at, flags_at, 0)                                                               \
         }                                                                                                             \
         for (; j + 4 <= cols; CYBN_NEXT(4))                                                                           \
-            name##_quad(x + j, pitch, dy + dy_at, dy_pitch, y + j, y_pitch, flags + flags_at, flags_pitch, rows, 0,   \
-                        0, 0, 0, shift + j, scale + j, offset + j, slope, gated + j, gated_pitch, to + j,             \
-                        products + j);                                                                                \
+            name##_quad(x + j, pitch, dy + dy_at, dy_pitch, flags + flags_at, flags_pitch, rows, 0, 0, 0, 0,          \
+                        shift + j, scale + j, offset + j, slope, passed + j, passed_pitch, to + j, products + j);     \
     }                                                                                                                 \
     CYBN_APART void name##_rows(CYBN_ALL(real)) {                                                                     \
         name##_run(CYBN_ARGUMENTS);                                                                                   \
