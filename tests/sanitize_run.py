@@ -1,8 +1,9 @@
-"""All four verbs in one thread, in teams and in many Python threads at once, for tools that look for errors.
+"""All verbs in one thread, in teams and in many Python threads at once, for tools that look for errors.
 
 `make tsan` runs the shapes of every schedule; `make valgrind`, which is fifty times slower, small ones: `--small`.
 """
 
+import functools
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +31,19 @@ def run(shape, axis, order, dtype, build):
         changes = {} if name == "batch_norm_stats" else changes
         return bits(outcome(name, p, training, num_threads=threads, **changes))
 
+    def layer(activation, threads):
+        """A training step behind a residual: threads write bits into the same bytes."""
+        bn = cybn.BatchNorm(p["x"].shape[axis], axis=axis, activation=activation)
+        y = bn(p["x"], residual=p["grad_output"], num_threads=threads)
+        return bits([y, *bn.backward(p["grad_output"], num_threads=threads)])
+
+    calls = [functools.partial(once, *variant, changes) for variant in VARIANTS for changes in extras]
+    calls += [functools.partial(layer, activation) for activation in ("relu", "leaky_relu")]
     with ThreadPoolExecutor(callers) as pool:
-        for name, training in VARIANTS:
-            for changes in extras:
-                jobs = [pool.submit(once, name, training, changes, n) for n in ((1, 2) if small else (1, 2, 3, 4))]
-                first, *others = (job.result() for job in jobs)
-                assert all(other == first for other in others), (name, shape)
+        for call in calls:
+            jobs = [pool.submit(call, n) for n in ((1, 2) if small else (1, 2, 3, 4))]
+            first, *others = (job.result() for job in jobs)
+            assert all(other == first for other in others), (call, shape)
     print(f"{build}: {np.dtype(dtype).name} {shape}", flush=True)
 
 
