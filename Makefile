@@ -84,7 +84,7 @@ plots: $(VENV)/.created $(VENV)/.plots  ## draw docs/performance/ again from the
 	$(BIN)/python benchmarks/plots.py
 
 lint: $(VENV)/.dev  ## what pre-commit runs
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/cython-lint src
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src
 
 # What is loaded into a Python that was built without it. Leaks cannot be told from what CPython keeps until its end.
 ASAN = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
