@@ -108,6 +108,7 @@ cdef enum:
     LINES = 12          # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64); of
     WAYS = 8            # gradients all arrays' together, and fewer where rows are whole SETS (bytes) apart: for their
     SETS = 4096         # lines, and those fetched ahead, the first cache has WAYS places
+    STREAMED = 2048     # bytes that a map streams at a time: while they go out nothing is read (measured: 256 B to 8 KB)
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
     MAP_COLUMNS = 64    # that a map takes of LINES // arrays rows, so many streams, where they do not follow each other
@@ -1375,6 +1376,8 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     if job.stream and not rows:
         # Runs that end with a cache line: of a line in two panels no part could be streamed.
         least = LANES // min(<Py_ssize_t> LANES, job.inner & -job.inner)
+    if job.stream:
+        budget = min(max(STREAMED // <Py_ssize_t> sizeof(real), least * job.inner), <Py_ssize_t> PANEL)
     # An owner's next group follows this one in each run of channels.
     cdef const real *next = NULL
     cdef const real *other = NULL
