@@ -347,7 +347,7 @@ def test_other_channels_and_the_distance_of_rows_do_not_show(extra, dtype):
 
 @dtypes
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("extra", ["none", "relu", "leaky add", "mask"])
+@pytest.mark.parametrize("extra", ["none", "relu", "add", "leaky add", "mask"])
 @pytest.mark.parametrize("shape", [(22003, 3), (1511, 48), (131, 600), (29, 9, 9, 48)])
 def test_rows_that_follow_each_other_do_not_show(shape, extra, training, dtype):
     # Many of them are mapped as longer ones, but not where results go through a stage.
@@ -362,11 +362,12 @@ def test_rows_that_follow_each_other_do_not_show(shape, extra, training, dtype):
 @dtypes
 @every_geometry
 @pytest.mark.parametrize("masked", [False, True])
-def test_streaming_and_the_place_of_gradients_do_not_show(masked, geometry, dtype):
+@pytest.mark.parametrize("activation", [None, "leaky_relu"])
+def test_streaming_and_the_place_of_gradients_do_not_show(activation, masked, geometry, dtype):
     p = problem(*geometry[:2], dtype, geometry[2])
     # The residual's gradient goes through a stage where it is streamed, grad_output where it is not dense.
     strided = p | {"grad_output": np.repeat(p["grad_output"], 2, axis=-1)[..., ::2]}
-    chosen = {"activation": "leaky_relu", "negative_slope": SLOPE, "residual": p["grad_output"]}
+    chosen = {"activation": activation, "negative_slope": SLOPE, "residual": p["grad_output"]}
     if masked:
         chosen["mask"] = np.random.default_rng(2).random(shape_without_channels(p["x"], p["axis"])) < 0.7
     want = every_result(p, chosen, True)
@@ -760,6 +761,24 @@ def test_the_bits_that_a_layer_keeps_behind_a_residual_do_as_the_output_does(act
             y[...] = np.nan  # is nobody's business any more
             dx, dr = layer.backward(p["grad_output"], num_threads=threads)
         assert bits([dx, layer.grad_weight, layer.grad_bias, dr]) == bits(want)
+
+
+@dtypes
+@every_geometry
+def test_behind_a_residual_alone_all_gradients_pass(geometry, dtype):
+    p = problem(*geometry[:2], dtype, geometry[2])
+    dy = p["grad_output"]
+    dy.flat[:3] = np.nan, np.inf, -0.0
+    layer = cybn.BatchNorm(dy.shape[p["axis"]], axis=p["axis"], dtype=dtype)
+    layer(p["x"], residual=p["x"])
+    with np.errstate(invalid="ignore"):
+        want, dr = layer.backward(dy.copy(order="K"))
+    assert bits([dr]) == bits([dy])
+    layer(p["x"], residual=p["x"])
+    here = dy.copy(order="K")  # becomes the gradient of x
+    dx, dr = layer.backward(here, out=here)
+    assert dx is here
+    assert bits([dx, dr]) == bits([want, dy])
 
 
 def test_behind_a_residual_a_layer_keeps_a_bit_for_each_element():

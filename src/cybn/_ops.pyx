@@ -426,13 +426,10 @@ cdef int open_gate(Call call, object output, ndarray gate, ndarray x, ndarray dx
     return 0
 
 
-cdef ndarray new_gated(Call call, ndarray x, ndarray dy):
+cdef ndarray new_gated(Call call, ndarray x):
     """Where the gradient of the residual goes: what has passed mask and activation."""
     cdef ndarray a = as_out(None, x, None)
-    if call.job.activation == 0 and call.job.mask == NULL:
-        np.copyto(a, dy)
-    else:
-        describe(&call.job.gated, &call.layout, a)
+    describe(&call.job.gated, &call.layout, a)
     return a
 
 
@@ -573,7 +570,7 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     open_gate(call, output, gate, data, dx)
     describe(&call.job.dy, &call.layout, dy)
     if with_residual:
-        gated = new_gated(call, data, dy)
+        gated = new_gated(call, data)
     describe(&call.job.out, &call.layout, dx)
     if v.count == 0:
         v.count = 1     # all is masked, and every sum 0
@@ -669,7 +666,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     open_gate(call, output, None, data, dx)
     describe(&call.job.dy, &call.layout, dy)
     if with_residual:
-        gated = new_gated(call, data, dy)
+        gated = new_gated(call, data)
     describe(&call.job.out, &call.layout, dx)
     execute(call, NULL, kernels.finish_backward_input, kernels.backward_input[call.type])
     return dx if gated is None else (dx, gated)

@@ -108,7 +108,7 @@ cdef enum:
     LINES = 12          # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64); of
     WAYS = 8            # gradients all arrays' together, and fewer where rows are whole SETS (bytes) apart: for their
     SETS = 4096         # lines, and those fetched ahead, the first cache has WAYS places
-    STREAMED = 2048     # bytes that a map streams at a time: while they go out nothing is read (measured: 256 B to 8 KB)
+    STREAMED = 2048     # bytes that a map streams at a time: while they go out nothing is read (measured: 256 to 8192)
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
     MAP_COLUMNS = 64    # that a map takes of LINES // arrays rows, so many streams, where they do not follow each other
@@ -434,8 +434,8 @@ cdef struct Extras:
     bint even               # a weight for each row
     Py_ssize_t weights_pitch    # of weights or mask
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
-    const flag *passes      # or flags, and where to write what has passed it
-    void *passed
+    const flag *passes      # or flags
+    void *passed            # where to write what has passed it; without flags all passes
     Py_ssize_t passes_pitch
     Py_ssize_t passed_pitch
     int activation
@@ -445,10 +445,11 @@ cdef struct Extras:
 
 cdef enum companion:
     # What a map of gradients reads beside x and dy: nothing, what tells which pass the activation, weights (or one for
-    # each row), flags; or flags of those that pass the activation, which are written as well.
+    # each row), flags; or flags of those that pass the activation, which are written as well. Or it writes them all.
     ALONE
     GATE
     PASSED
+    COPIED
     WEIGHTS
     ROW_WEIGHTS
     FLAGS
@@ -459,6 +460,8 @@ cdef inline companion companion_of(const Extras *extras) noexcept nogil:
         return GATE
     if extras.passes != NULL:
         return PASSED
+    if extras.passed != NULL:
+        return COPIED
     if extras.weights != NULL:
         return ROW_WEIGHTS if extras.even else WEIGHTS
     return FLAGS if extras.mask != NULL else ALONE
@@ -476,6 +479,7 @@ cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *ki
         extras.gate = <const real *> extras.gate + n
     if extras.passes != NULL:
         extras.passes += n
+    if extras.passed != NULL:
         extras.passed = <real *> extras.passed + n
 
 
@@ -524,7 +528,7 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
     cdef const flag *mask = extras.mask if beside == FLAGS else NULL
     cdef const real *gate = <const real *> extras.gate if beside == GATE else NULL
     cdef const flag *passes = extras.passes if beside == PASSED else NULL
-    cdef real *passed_dy = <real *> extras.passed if beside == PASSED else NULL
+    cdef real *passed_dy = <real *> extras.passed if beside == PASSED or beside == COPIED else NULL
     cdef real negative = 0 if activation == 0 else <real> extras.negative_slope
     cdef real c0, s0, o0, t0, g0 = 0, w0 = 0, d, v
     cdef Py_ssize_t r, j
@@ -545,6 +549,7 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
                            negative)
             if beside == PASSED:
                 v = flag_passed(v, passes[j], activation == RELU, negative)
+            if beside == PASSED or beside == COPIED:
                 passed_dy[j] = v
             if beside == WEIGHTS or beside == ROW_WEIGHTS:
                 v = v - (o0 if uniform else table[2 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
@@ -562,6 +567,7 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
                 gate += 1
         if beside == PASSED:
             passes += extras.passes_pitch
+        if beside == PASSED or beside == COPIED:
             passed_dy += extras.passed_pitch
         if beside == WEIGHTS or beside == ROW_WEIGHTS:
             weights += extras.weights_pitch
@@ -600,6 +606,8 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, PASSED, RELU, uniform)
     elif backward and beside == PASSED:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, PASSED, LEAKY_RELU, uniform)
+    elif backward and beside == COPIED:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, COPIED, 0, uniform)
     elif backward and beside == FLAGS:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, FLAGS, 0, uniform)
     elif backward and beside == WEIGHTS:
@@ -637,7 +645,7 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
     if joined:
         cols *= rows
         n = extras.wide
-        x_pitch = dy_pitch = out_pitch = here.residual_pitch = n
+        x_pitch = dy_pitch = out_pitch = here.residual_pitch = here.passed_pitch = n
     while cols > 0:
         n = min(n, cols)
         if joined:
@@ -1304,7 +1312,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     # and so are an activation of x and one of which bits tell, where they are alone.
     cdef bint kept = not plain and job.gated.data != NULL and not job.early
     cdef bint gated = kept or (not plain and job.dy.data != NULL and job.activation != 0 and not job.early)
-    cdef bint by_gate = False
+    cdef bint by_gate = False, copied = False
     cdef bint weighted = not plain and backward and job.weights != NULL
     cdef bint masked = not plain and job.mask != NULL and (job.dy.data != NULL or job.zeroed)
     # Bits are made of results that are still in the first cache.
@@ -1327,18 +1335,20 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         if backward or job.dy.data == NULL:
             extras.activation = job.activation
             extras.negative_slope = job.negative_slope
-        if gated and backward and not weighted and only_activated(job, c0, n) and (not kept or job.gate != NULL):
+        copied = kept and backward and not weighted and job.activation == 0 and job.mask == NULL
+        if copied or (gated and backward and not weighted and only_activated(job, c0, n)
+                      and (not kept or job.gate != NULL)):
             gated = False
             by_gate = job.gate != NULL
             stays = kept and job.gated.direct and not job.stream
-            if not by_gate:
+            if not (copied or by_gate):
                 extras.gate = gate + 3 * TABLE
     # One weight for each row.
     cdef bint even = rows and job.inner == 1 and job.period == 1
     extras.even = even
     cdef bint unstaged = source.direct and direct and not scaled and not (two and not gradients.direct)
     if features is short:
-        unstaged = (unstaged and not gated and (stays or not by_gate)
+        unstaged = (unstaged and not gated and (stays or not (copied or by_gate))
                     and not ((weighted or masked) and rows and not even)
                     and not (job.residual.data != NULL
                              and (job.residual.data == job.out.data or not job.residual.direct)))
@@ -1417,9 +1427,10 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                     if not backward:
                         x = dy
                         x_pitch = dy_pitch
-                elif by_gate:
-                    extras.passes = open_bits(job, &panel, <flag *> w_stage)
-                    extras.passes_pitch = panel.cols
+                elif copied or by_gate:
+                    if by_gate:
+                        extras.passes = open_bits(job, &panel, <flag *> w_stage)
+                        extras.passes_pitch = panel.cols
                     extras.passed = (<real *> job.gated.data) + panel.flat if stays else dy_stage
                     extras.passed_pitch = panel.pitch if stays else panel.cols
                 elif job.residual.data != NULL:
@@ -1502,7 +1513,7 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
 
 cdef void map_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t end,
                     bint backward, real *kind) noexcept nogil:
-    cdef bint plain = ((job.early or not gates(job)) and
+    cdef bint plain = ((job.early or not (gates(job) or job.gated.data != NULL)) and
                        (job.weights == NULL and job.mask == NULL if backward or job.dy.data != NULL else
                         job.residual.data == NULL and job.activation == 0 and not job.zeroed))
     cdef Py_ssize_t width = map_width(job), stop
