@@ -225,6 +225,15 @@ cdef inline bint next_panel(const Job *job, const Block *block, Py_ssize_t c0, P
     return True
 
 
+cdef inline Panel in_one(const Panel *panel) noexcept nogil:
+    """The same elements; rows that follow each other are one."""
+    cdef Panel lines = panel[0]
+    if panel.rows == 1 or panel.pitch == panel.cols:
+        lines.cols *= panel.rows
+        lines.rows = 1
+    return lines
+
+
 # --------------------------------------------------------------------------------------------------------- staging
 # Arrays that are not dense go through a small buffer, a panel at a time: never a second array.
 
@@ -294,19 +303,19 @@ cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_s
 
 cdef inline void deliver(const Operand *op, const Panel *panel, const real *stage, bint stream,
                          const real *next, const real *other) noexcept nogil:
-    """A panel from the stage to where its elements lie. Streamed, it brings such panels at `next` and `other`."""
+    """A panel from the stage to where its elements lie. Streamed in one, it brings such at `next` and `other` to L2."""
+    cdef Panel lines = in_one(panel)
+    cdef bint one = lines.rows == 1
     cdef real *to = (<real *> op.data) + panel.flat
-    cdef Py_ssize_t r
-    if stream and panel.pitch == panel.cols:
-        cybn_stream(to, stage, panel.rows * panel.cols * sizeof(real), next, other)
-        return
-    for r in range(panel.rows):
+    cdef Py_ssize_t r, n = lines.cols
+    for r in range(lines.rows):
         if stream:
-            cybn_stream(to + r * panel.pitch, stage + r * panel.cols, panel.cols * sizeof(real), NULL, NULL)
+            cybn_stream(to + r * panel.pitch, stage + r * n, n * sizeof(real), next if one else NULL,
+                        other if one else NULL)
         elif op.direct:
-            memcpy(to + r * panel.pitch, stage + r * panel.cols, panel.cols * sizeof(real))
+            memcpy(to + r * panel.pitch, stage + r * n, n * sizeof(real))
         else:
-            transfer(op, panel.flat + r * panel.pitch, panel.cols, <real *> stage + r * panel.cols, True)
+            transfer(op, panel.flat + r * panel.pitch, n, <real *> stage + r * n, True)
 
 
 # ---------------------------------------------------------------------------------------------------------- leaves
@@ -925,22 +934,26 @@ cdef inline bint gates(const Job *job) noexcept nogil:
 
 cdef inline const flag *open_bits(const Job *job, const Panel *panel, flag *flags) noexcept nogil:
     """A panel's bits of the gate, as flags."""
+    cdef Panel lines = in_one(panel)
     cdef Py_ssize_t r
-    if panel.pitch == panel.cols:
-        cybn_read_gate(job.gate, panel.flat, panel.rows * panel.cols, flags)
-        return flags
-    for r in range(panel.rows):
-        cybn_read_gate(job.gate, panel.flat + r * panel.pitch, panel.cols, flags + r * panel.cols)
+    for r in range(lines.rows):
+        cybn_read_gate(job.gate, panel.flat + r * panel.pitch, lines.cols, flags + r * lines.cols)
     return flags
 
 
 cdef inline void fetch_bits(const Job *job, const Panel *panel, Py_ssize_t ahead) noexcept nogil:
+    cdef Panel lines = in_one(panel)
     cdef Py_ssize_t r
-    if panel.pitch == panel.cols:
-        cybn_fetch_gate(job.gate, panel.flat + ahead, panel.rows * panel.cols)
-        return
-    for r in range(panel.rows):
-        cybn_fetch_gate(job.gate, panel.flat + ahead + r * panel.pitch, panel.cols)
+    for r in range(lines.rows):
+        cybn_fetch_gate(job.gate, panel.flat + ahead + r * panel.pitch, lines.cols)
+
+
+cdef inline void make_bits(const Job *job, const Panel *panel, const real *y, Py_ssize_t pitch) noexcept nogil:
+    """A panel's bits, of its results."""
+    cdef Panel lines = in_one(panel)
+    cdef Py_ssize_t r
+    for r in range(lines.rows):
+        mark_bits(y + r * pitch, lines.cols, job.activation == RELU, job.gate, panel.flat + r * panel.pitch)
 
 
 cdef inline bint only_activated(const Job *job, Py_ssize_t c0, Py_ssize_t n) noexcept nogil:
@@ -1467,12 +1480,8 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * TABLE + j, not rows, out, out_pitch)
             if kept and not stays:
                 deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
-            if marks and panel.pitch == panel.cols:
-                mark_bits(out, panel.rows * panel.cols, job.activation == RELU, job.gate, panel.flat)
-            elif marks:
-                for r in range(panel.rows):
-                    mark_bits(out + r * out_pitch, panel.cols, job.activation == RELU, job.gate,
-                              panel.flat + r * panel.pitch)
+            if marks:
+                make_bits(job, &panel, out, out_pitch)
             if not direct:
                 deliver[real](&job.out, &panel, out, job.stream, next + panel.flat if next != NULL else NULL,
                               other + panel.flat if other != NULL else NULL)
