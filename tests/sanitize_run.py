@@ -38,7 +38,7 @@ def run(shape, axis, order, dtype, build):
         return bits([y, *bn.backward(p["grad_output"], num_threads=threads)])
 
     calls = [functools.partial(once, *variant, changes) for variant in VARIANTS for changes in extras]
-    calls += [functools.partial(layer, activation) for activation in ("relu", "leaky_relu")]
+    calls += [functools.partial(layer, activation) for activation in (None, "relu", "leaky_relu")]
     with ThreadPoolExecutor(callers) as pool:
         for call in calls:
             jobs = [pool.submit(call, n) for n in ((1, 2) if small else (1, 2, 3, 4))]
