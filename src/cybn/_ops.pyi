@@ -7,6 +7,7 @@ from cybn.reference import Moments
 
 _Array = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 _Vector = npt.NDArray[np.float64]
+_Gate = npt.NDArray[np.uint8]
 
 compiler: str
 
@@ -57,27 +58,8 @@ def batch_norm_forward(
     mask: npt.ArrayLike | None,
     sample_weight: npt.ArrayLike | None,
     masked_output: str,
-) -> tuple[_Array, _Vector, _Vector]: ...
-def layer_forward(
-    x: npt.ArrayLike,
-    running_mean: npt.ArrayLike | None,
-    running_var: npt.ArrayLike | None,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    axis: SupportsIndex,
-    out: _Array | None,
-    num_threads: SupportsIndex | None,
-    activation: str | None,
-    negative_slope: float,
-    residual: npt.ArrayLike | None,
-    mask: npt.ArrayLike | None,
-    sample_weight: npt.ArrayLike | None,
-    masked_output: str,
-    save: bool,
-) -> tuple[_Array, _Vector, _Vector, _Array | None]: ...
+    marks: bool,
+) -> tuple[_Array, _Vector, _Vector, _Gate | None]: ...
 def batch_norm_backward(
     grad_output: npt.ArrayLike,
     x: npt.ArrayLike,
@@ -95,7 +77,7 @@ def batch_norm_backward(
     mask: npt.ArrayLike | None,
     sample_weight: npt.ArrayLike | None,
     return_grad_residual: bool,
-    gate: _Array | None = None,
+    gate: _Gate | None = None,
 ) -> tuple[_Array, ...]: ...
 def batch_norm_stats(
     x: npt.ArrayLike,

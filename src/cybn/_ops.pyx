@@ -460,7 +460,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
                         object training, object momentum, object eps, object axis, object out, object num_threads,
                         object correction, object activation, object negative_slope, object residual, object mask,
                         object sample_weight, object masked_output, bint save, bint marks):
-    """y, save_mean, save_invstd, gate: the last for a layer's backward pass, if it needs one."""
+    """y, save_mean, save_invstd, gate: see `batch_norm_forward`."""
     cdef ndarray data = as_data(x, "x")
     cdef ndarray y, mean_array = None, var_array = None, save_mean = None, save_invstd = None
     cdef Call call = open_call(data, axis, num_threads)
@@ -537,18 +537,12 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, e
 
 
 def batch_norm_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                       correction, activation, negative_slope, residual, mask, sample_weight, masked_output):
+                       correction, activation, negative_slope, residual, mask, sample_weight, masked_output, marks):
+    """y, save_mean, save_invstd; and, if asked for (`marks`) and x alone cannot tell them, the bits that
+    `batch_norm_backward` takes as `gate`, else None."""
     return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
                         correction, activation, negative_slope, residual, mask, sample_weight, masked_output,
-                        True, False)[:3]
-
-
-def layer_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                  activation, negative_slope, residual, mask, sample_weight, masked_output, save):
-    """As `batch_norm_forward`; and the bits that `batch_norm_backward` takes as `gate`, if it is to follow (`save`) and
-    cannot compute them from x alone."""
-    return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                        1, activation, negative_slope, residual, mask, sample_weight, masked_output, True, save)
+                        True, marks)
 
 
 def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads, bias,

@@ -175,9 +175,9 @@ class BatchNorm(_ops.Layer):
             momentum = self.momentum
             if momentum is None:
                 momentum = 1 / (self.num_batches_tracked + 1) if update else 0.0
-            y, mean, invstd, gate = _ops.layer_forward(
+            y, mean, invstd, gate = _ops.batch_norm_forward(
                 x, self.running_mean if given else None, self.running_var if given else None, self.weight, self.bias,
-                batch_stats, momentum, self.eps, self.axis, out, num_threads,
+                batch_stats, momentum, self.eps, self.axis, out, num_threads, 1,
                 self.activation, self.negative_slope, residual, mask, sample_weight, masked_output, save,
             )  # fmt: skip
             kept = None
