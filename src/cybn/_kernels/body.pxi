@@ -108,6 +108,7 @@ cdef enum:
     LINES = 12          # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64); of
     WAYS = 8            # gradients all arrays' together, and fewer where rows are whole SETS (bytes) apart: for their
     SETS = 4096         # lines, and those fetched ahead, the first cache has WAYS places
+    CACHED = 16384      # bytes of all arrays, half of that cache, where rows follow each other and do not share places
     STREAMED = 2048     # bytes that a map streams at a time: while they go out nothing is read (measured: 256 to 8192)
     AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
     FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
@@ -1151,6 +1152,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef const real *scale = gate + 2 * TABLE
     cdef const real *offset = gate + 3 * TABLE
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
+    cdef Py_ssize_t arrays = 2 if backward else 1
+    cdef Py_ssize_t span = job.period * job.channels * job.inner * <Py_ssize_t> sizeof(real)    # of a row
     cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if job.distant else 0
     # Columns after which weights repeat, where that is soon.
     cdef Py_ssize_t wrap = COLUMNS, size = tile * job.inner
@@ -1169,11 +1172,12 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         kind_of_sum = COUNTED
     if (job.x.direct and (not backward or job.dy.direct) and not before_sums
             and not ((weighted or by_flags) and job.rows and wrap == COLUMNS)):
-        least = 1 if not job.rows else STATS_ROWS
-        if job.rows and backward:
-            least = WAYS if job.period * job.channels * job.inner * sizeof(real) % SETS == 0 else LINES
-            least //= 2
-        budget = job.inner * tile if not job.rows else PANEL // 2 if backward else PANEL
+        least = STATS_ROWS if job.rows else 1
+        budget = PANEL // arrays if job.rows else job.inner * tile
+        if job.rows and tile == job.channels and span % (SETS // 2) != 0:
+            budget = CACHED // (arrays * <Py_ssize_t> sizeof(real))
+        elif job.rows and backward:
+            least = (WAYS if span % SETS == 0 else LINES) // arrays
     if backward:
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
