@@ -1106,8 +1106,12 @@ cdef double weight_before(const Job *job, Py_ssize_t index) noexcept nogil:
 
 
 cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t first, Py_ssize_t stop,
-                             Py_ssize_t then, bint backward, real *kind, features *what) noexcept nogil:
-    """The blocks [first, stop), of one slice or of a run. `then`: the first element that is read after these."""
+                             Py_ssize_t side, Py_ssize_t then, bint backward, real *kind,
+                             features *what) noexcept nogil:
+    """The blocks [first, stop), of one slice; or `side` of them side by side, pieces of a run or of a few whole ones.
+
+    `then`: the first element that is read after these.
+    """
     cdef double sums[COLUMNS]
     cdef double products[COLUMNS]
     cdef real dy_sums[COLUMNS]
@@ -1116,12 +1120,16 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef real shift[COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
-    cdef Block block
+    cdef Block block, last
     cdef Panel panel, walk
     cdef const real *x
     cdef const real *dy
-    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, index, piece, ahead, tile = c1 - c0
-    cdef Columns columns = layout_columns(job, tile)
+    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, b, index, piece, ahead, tile = c1 - c0
+    cdef Columns columns = layout_columns(job, tile)    # of a block
+    cdef Columns beside = columns                       # of all blocks that are taken side by side
+    cdef Columns single = layout_columns(job, 1)
+    cdef Py_ssize_t pieces = min(side, job.blocks_inner)    # of a run
+    cdef Py_ssize_t run, place      # the first block of a run, and the columns of a panel
     cdef double before = 0
     cdef double *partial
     cdef bint more, folded, whole, gated = features is short and backward
@@ -1178,45 +1186,51 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             budget = CACHED // (arrays * <Py_ssize_t> sizeof(real))
         elif job.rows and backward:
             least = (WAYS if span % SETS == 0 else LINES) // arrays
+    if side > 1:
+        budget = job.block_inner
+        beside.repeats = side
+        beside.count *= side
     if backward:
         for j in range(tile):
             shift[j] = <real> job.mean[c0 + j]
-        spread(&columns, shift, center)
+        spread(&beside, shift, center)
         if gated and job.activation != 0 and job.gate == NULL:
             # Per column, for the sums that pass it on the way also where columns are lanes.
-            open_gate[real](job, c0, &columns, active or job.rows, gate)
+            open_gate[real](job, c0, &beside, active or job.rows, gate)
     usual = kind_of_sum
-    for index in range(first, stop):
-        piece = slice_of(job, index)
-        if index == slice_start(job, piece):
-            before = 0
-            partial = partial_sums(job, piece, c0)
-            for j in range(tile):
-                partial[j] = 0
-                partial[job.pitch + j] = 0
-        elif index == first:
-            before = weight_before(job, index)
+    index = first
+    while index < stop:
         open_block(job, index, &block)
-        if features is short and not backward:
-            if block.weight == 0:
-                continue    # nothing in it counts
+        if side > 1:
+            open_block(job, index + side - 1, &last)
+            block.o1 = last.o1
+            block.i1 = last.i1
         if features is short:
             if by_flags:
                 whole = block.weight == <double> block.count
                 kind_of_sum = usual if not whole else BACKWARD if backward else PLAIN     # as without a mask
-        if not backward:
+        if not backward and side == 1 and block.weight != 0:
             sample_shifts(job, &block, c0, tile, shift)
             spread(&columns, shift, center)
-        for j in range(columns.count):
+        for j in range(beside.count):
             sums[j] = 0
             dots[j] = 0
-        for j in range(columns.count if backward else 0):
+        for j in range(beside.count if backward else 0):
             dy_sums[j] = 0
-        rows = 0
+        rows = run = b = 0
         folded = False
         first_panel(&block, c0, job.rows, least, budget, FOLDED, &panel)
-        more = next_panel(job, &block, c0, c1, &panel)
+        # A block in which nothing counts is not read.
+        more = (backward or side > 1 or block.weight != 0) and next_panel(job, &block, c0, c1, &panel)
         while more:
+            place = panel.channel + (run + b) * tile
+            if not backward and side > 1:
+                # Here, where what is sampled has been fetched.
+                open_block(job, index + run + b, &last)
+                shift[place] = 0
+                if last.weight != 0:
+                    sample_shifts(job, &last, c0 + panel.channel, 1, shift + place)
+                spread(&single, shift + place, center + place * LANES)
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
             # Sums that do not read dy move it along.
             dy = x
@@ -1242,7 +1256,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     dy_pitch = panel.cols
             walk = panel
             more = next_panel(job, &block, c0, c1, &walk)
-            ahead = walk.flat if more else first_element(job, index + 1, c0) if index + 1 < stop else then
+            ahead = walk.flat if more else first_element(job, index + side, c0) if index + side < stop else then
             ahead -= panel.flat
             if features is short:
                 if by_gate:
@@ -1269,7 +1283,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 if masked:
                     cybn_bound_flags(flags, panel.cols, LANES, &all_set, &end)
                 for r in range(panel.rows if all_set > 0 else 0):
-                    j = (panel.channel + r) * LANES
+                    j = (place + r) * LANES
                     if residual != NULL:
                         cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
                     if features is short:
@@ -1283,7 +1297,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                                negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j, dots + j, kind_of_sum,
                                further)
                 for r in range(panel.rows if masked and all_set < end else 0):
-                    j = (panel.channel + r) * LANES
+                    j = (place + r) * LANES
                     reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, flags + all_set, end - all_set,
                                2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept, sums + j, dy_sums + j, dots + j,
@@ -1291,21 +1305,40 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
                 if not folded:
-                    for j in range(columns.count):
+                    for j in range(beside.count):
                         products[j] = dots[j]
                 else:
-                    for j in range(columns.count):
+                    for j in range(beside.count):
                         products[j] += dots[j]
-                for j in range(columns.count if more else 0):
+                for j in range(beside.count if more else 0):
                     dots[j] = 0
-                for j in range(columns.count if backward else 0):
+                for j in range(beside.count if backward else 0):
                     sums[j] += dy_sums[j]
                     dy_sums[j] = 0
                 rows = 0
                 folded = True
+            b += side > 1
+            if b == pieces:
+                b = 0
+                if panel.channel == tile - 1:
+                    run += pieces
             panel = walk
-        close_block(job, &block, c0, piece, before, &columns, sums, products, shift, backward, kind)
-        before += block.weight
+        for b in range(side):
+            piece = slice_of(job, index)
+            if index == slice_start(job, piece):
+                before = 0
+                partial = partial_sums(job, piece, c0)
+                for j in range(tile):
+                    partial[j] = 0
+                    partial[job.pitch + j] = 0
+            elif index == first:
+                before = weight_before(job, index)
+            open_block(job, index, &block)
+            if backward or block.weight != 0:
+                close_block(job, &block, c0, piece, before, &columns, sums + b * columns.count,
+                            products + b * columns.count, &shift[0 if backward else b * tile], backward, kind)
+            before += block.weight
+            index += 1
 
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop,
@@ -1499,11 +1532,18 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
                        bint backward, real *kind) noexcept nogil:
     """Slice by slice; runs of several blocks one after the other where they come from memory, in its order."""
     cdef bint plain = not gates(job) if backward else job.weights == NULL and job.mask == NULL
-    cdef Py_ssize_t width = 1 if run_by_run(job) else job.tile
-    cdef Py_ssize_t first = slice_start(job, piece), end = slice_start(job, stop), last, start, c, then
+    cdef Py_ssize_t first = slice_start(job, piece), end = slice_start(job, stop), last, start, c, then, side = 1
+    cdef Py_ssize_t width = job.tile, run = job.blocks_inner, most = run
+    if run_by_run(job):
+        # As many channels, and whole runs, as there are columns for their blocks.
+        width = max(1, job.tile // run)
+        most = max(1, job.tile // (run * min(width, c1 - c0))) * run
     while first < end:
         if run_by_run(job):
-            last = min((first // job.blocks_inner + 1) * job.blocks_inner, end)
+            last = min((first // run + 1) * run, end, first + job.tile)
+            if first % run == 0 and last - first == run:
+                last = first + min(most, end - first) // run * run
+            side = last - first
         else:
             piece += 1
             last = slice_start(job, piece)
@@ -1513,13 +1553,13 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
             # The next channels, or the first ones of what comes next.
             then = first_element(job, first, c) if c < c1 else first_element(job, min(last, job.blocks - 1), c0)
             if backward and plain:
-                reduce_tile(job, start, c, first, last, then, True, kind, <char *> NULL)
+                reduce_tile(job, start, c, first, last, side, then, True, kind, <char *> NULL)
             elif backward:
-                reduce_tile(job, start, c, first, last, then, True, kind, <short *> NULL)
+                reduce_tile(job, start, c, first, last, side, then, True, kind, <short *> NULL)
             elif plain:
-                reduce_tile(job, start, c, first, last, then, False, kind, <char *> NULL)
+                reduce_tile(job, start, c, first, last, side, then, False, kind, <char *> NULL)
             else:
-                reduce_tile(job, start, c, first, last, then, False, kind, <short *> NULL)
+                reduce_tile(job, start, c, first, last, side, then, False, kind, <short *> NULL)
             start = c
         first = last
 
