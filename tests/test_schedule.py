@@ -171,9 +171,10 @@ def test_caches_do_not_show(name, training, geometry):
         _schedule.set_caches(*before)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("shape", [(600, 2, 2100), (350, 2, 4100)])
-def test_the_order_of_memory_does_not_show(shape, weighted):
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("beside", [None, "sample_weight", "mask"])
+@pytest.mark.parametrize("shape", [(600, 2, 2100), (350, 3, 4100), (16, 2, 140000)])
+def test_the_order_of_memory_does_not_show(shape, beside, activation):
     """Sums take runs of several blocks one after the other where they come from memory; a slice has two blocks now and
     then, also the last of one run and the first of the next. Weights leave whole blocks and slices out."""
     plan = _schedule.plan_of(*shape, 2)
@@ -181,17 +182,17 @@ def test_the_order_of_memory_does_not_show(shape, weighted):
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape, dtype=np.float32)
     dy = rng.standard_normal(shape, dtype=np.float32)
-    weight = None
-    if weighted:
+    extras = {}
+    if beside:
         weight = rng.random((shape[0], shape[2]), dtype=np.float32)
         weight[::3] = 0
         weight[1::3, : shape[2] // 2] = 0
+        extras[beside] = weight if beside == "sample_weight" else weight > 0.5
 
     def results(threads):
-        _, mean, invstd = cybn.batch_norm_forward(x, sample_weight=weight, num_threads=threads)
-        return bits(
-            (mean, invstd, *cybn.batch_norm_backward(dy, x, mean, invstd, sample_weight=weight, num_threads=threads))
-        )
+        bn = cybn.BatchNorm(shape[1], activation=activation)
+        y = bn(x, num_threads=threads, **extras)
+        return bits((y, bn.running_var, bn.backward(dy, num_threads=threads), bn.grad_weight, bn.grad_bias))
 
     before = _schedule.set_caches(1 << 20, 1 << 30)
     try:
