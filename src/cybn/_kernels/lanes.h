@@ -6,11 +6,11 @@
 
    A leaf has n columns of accumulators in registers: for `rows` rows, then for the first `rest` elements of another,
    which go to the last `rest` columns (the tail of a run: n elements are read that end with it, the others masked).
-   `cybn_sum_*` take a run, or more columns, 16 or 4 at a time. With each row a cache line is fetched ahead:
-   x + ahead + r * line, with the g-th 16 columns also g * step; and the line `further` than that (0: none) into the
-   second cache, which has room for more requests than the first: alone the near ones read memory at 12 to 16 GB/s (one
-   core of Zen 4), the far ones at 20, both at 25. In the order of memory (line 16) all are faster than in that in which
-   columns are read. */
+   `cybn_sum_*` take a run, or more columns, 32, 16 or 4 at a time. With each row and 16 columns a cache line is fetched
+   ahead: x + ahead + r * line, with the g-th 16 columns also g * step; and the line `further` than that (0: none) into
+   the second cache, which has room for more requests than the first: alone the near ones read memory at 12 to 16 GB/s
+   (one core of Zen 4), the far ones at 20, both at 25. In the order of memory (line 16) all are faster than in that in
+   which columns are read. */
 #ifndef CYBN_LANES_H
 #define CYBN_LANES_H
 
@@ -377,8 +377,8 @@ enum {
     cols, step, wrap, x, pitch, dy, dy_pitch, flags, flags_pitch, rows, rest, ahead, line, further, shift, scale,     \
         offset, slope, passed, passed_pitch, x_sums, dy_sums, products
 
-/* Columns in groups of 16 and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap` columns,
-   at least 16, and stand there once with 15 more: w is where they are read. */
+/* Columns in groups of 16, or 32, and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap`
+   columns, at least 16, and stand there once with 15 more: w is where they are read. */
 #define CYBN_NEXT(n) (j += n, w = w + n < wrap ? w + n : w + n - wrap)
 /* Gradients with nothing beside them have registers for twice as many: from memory, read in longer stretches, their
    sums take 0.83 to 0.97 of the time. */
