@@ -1106,9 +1106,8 @@ cdef double weight_before(const Job *job, Py_ssize_t index) noexcept nogil:
 
 
 cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t first, Py_ssize_t stop,
-                             Py_ssize_t side, Py_ssize_t then, bint backward, real *kind,
-                             features *what) noexcept nogil:
-    """The blocks [first, stop), of one slice; or `side` of them side by side, pieces of a run or of a few whole ones.
+                             Py_ssize_t then, bint backward, real *kind, features *what) noexcept nogil:
+    """The blocks [first, stop), one after the other, of a slice; or side by side, of a run or of a few whole ones.
 
     `then`: the first element that is read after these.
     """
@@ -1120,7 +1119,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef real shift[COLUMNS]
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
-    cdef Block block, last
+    cdef Block block, one
     cdef Panel panel, walk
     cdef const real *x
     cdef const real *dy
@@ -1128,6 +1127,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Columns columns = layout_columns(job, tile)    # of a block
     cdef Columns beside = columns                       # of all blocks that are taken side by side
     cdef Columns single = layout_columns(job, 1)
+    cdef Py_ssize_t side = stop - first if run_by_run(job) else 1
     cdef Py_ssize_t pieces = min(side, job.blocks_inner)    # of a run
     cdef Py_ssize_t run, place      # the first block of a run, and the columns of a panel
     cdef double before = 0
@@ -1202,9 +1202,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     while index < stop:
         open_block(job, index, &block)
         if side > 1:
-            open_block(job, index + side - 1, &last)
-            block.o1 = last.o1
-            block.i1 = last.i1
+            open_block(job, index + side - 1, &one)
+            block.o1 = one.o1
+            block.i1 = one.i1
         if features is short:
             if by_flags:
                 whole = block.weight == <double> block.count
@@ -1226,10 +1226,10 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             place = panel.channel + (run + b) * tile
             if not backward and side > 1:
                 # Here, where what is sampled has been fetched.
-                open_block(job, index + run + b, &last)
+                open_block(job, index + run + b, &one)
                 shift[place] = 0
-                if last.weight != 0:
-                    sample_shifts(job, &last, c0 + panel.channel, 1, shift + place)
+                if one.weight != 0:
+                    sample_shifts(job, &one, c0 + panel.channel, 1, shift + place)
                 spread(&single, shift + place, center + place * LANES)
             x = fetch(&job.x, &panel, x_stage, &x_pitch)
             # Sums that do not read dy move it along.
@@ -1333,7 +1333,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     partial[job.pitch + j] = 0
             elif index == first:
                 before = weight_before(job, index)
-            open_block(job, index, &block)
+            if side > 1:
+                open_block(job, index, &block)
             if backward or block.weight != 0:
                 close_block(job, &block, c0, piece, before, &columns, sums + b * columns.count,
                             products + b * columns.count, &shift[0 if backward else b * tile], backward, kind)
@@ -1532,7 +1533,7 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
                        bint backward, real *kind) noexcept nogil:
     """Slice by slice; runs of several blocks one after the other where they come from memory, in its order."""
     cdef bint plain = not gates(job) if backward else job.weights == NULL and job.mask == NULL
-    cdef Py_ssize_t first = slice_start(job, piece), end = slice_start(job, stop), last, start, c, then, side = 1
+    cdef Py_ssize_t first = slice_start(job, piece), end = slice_start(job, stop), last, start, c, then
     cdef Py_ssize_t width = job.tile, run = job.blocks_inner, most = run
     if run_by_run(job):
         # As many channels, and whole runs, as there are columns for their blocks.
@@ -1543,7 +1544,6 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
             last = min((first // run + 1) * run, end, first + job.tile)
             if first % run == 0 and last - first == run:
                 last = first + min(most, end - first) // run * run
-            side = last - first
         else:
             piece += 1
             last = slice_start(job, piece)
@@ -1553,13 +1553,13 @@ cdef void reduce_tiles(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t 
             # The next channels, or the first ones of what comes next.
             then = first_element(job, first, c) if c < c1 else first_element(job, min(last, job.blocks - 1), c0)
             if backward and plain:
-                reduce_tile(job, start, c, first, last, side, then, True, kind, <char *> NULL)
+                reduce_tile(job, start, c, first, last, then, True, kind, <char *> NULL)
             elif backward:
-                reduce_tile(job, start, c, first, last, side, then, True, kind, <short *> NULL)
+                reduce_tile(job, start, c, first, last, then, True, kind, <short *> NULL)
             elif plain:
-                reduce_tile(job, start, c, first, last, side, then, False, kind, <char *> NULL)
+                reduce_tile(job, start, c, first, last, then, False, kind, <char *> NULL)
             else:
-                reduce_tile(job, start, c, first, last, side, then, False, kind, <short *> NULL)
+                reduce_tile(job, start, c, first, last, then, False, kind, <short *> NULL)
             start = c
         first = last
 
