@@ -11,9 +11,9 @@ ASV    := cd benchmarks && ../$(BIN)/asv
 COMMITS ?= 5
 BENCH ?= .
 
-# The service: MODE=gunicorn (WORKERS processes) or MODE=uvicorn (WORKERS threads), a port of 127.0.0.1.
+# The service: MODE=gunicorn (WORKERS processes) or MODE=uvicorn (WORKERS threads; all usable cores), a port of 127.0.0.1.
 PORT ?= 8000
-WORKERS ?= $(shell nproc)
+WORKERS ?= $(shell PYTHONPATH=examples $(BIN)/python -m service.cores)
 serve-gunicorn = PORT=$(PORT) WEB_CONCURRENCY=$(WORKERS) \
 	$(BIN)/python -m gunicorn --config examples/service/gunicorn.conf.py
 serve-uvicorn  = WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) \
@@ -34,7 +34,7 @@ service: $(VENV)/.installed $(VENV)/.service digits.npz  ## the trained network 
 	$(or $(serve-$(or $(MODE),gunicorn)),$(error MODE is gunicorn or uvicorn, got $(MODE)))
 
 load: $(VENV)/.installed $(VENV)/.service digits.npz  ## how much the service bears: starts it, or asks the one at URL
-	$(BIN)/python examples/service/load.py --workers $(WORKERS) $(if $(MODE),--mode $(MODE)) $(if $(URL),--url $(URL)) \
+	PYTHONPATH=examples $(BIN)/python -m service.load --workers $(WORKERS) $(if $(MODE),--mode $(MODE)) $(if $(URL),--url $(URL)) \
 		$(if $(DURATION),--seconds $(DURATION))
 
 digits.npz: examples/networks.py | $(VENV)/.installed $(VENV)/.examples

@@ -14,6 +14,7 @@ import time
 import tracemalloc
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ for module in ("gunicorn", "uvicorn", "uvicorn_worker", "httptools", "uvloop", "
 
 import networks  # noqa: E402
 from service import app as service  # noqa: E402
+from service.cores import usable_cores  # noqa: E402
 from service.load import serve, workers_seen  # noqa: E402
 
 pytestmark = pytest.mark.timeout(60)
@@ -468,12 +470,18 @@ def test_uvicorn_answers_from_several_threads(path, client):
         stop(process)
 
 
+@pytest.mark.parametrize(("processors", "quota", "usable"), [(4, None, 4), (4, 2, 2), (2, 4, 2)])
+def test_cores_are_shared_out_as_far_as_the_quota_pays_for_them(monkeypatch, processors, quota, usable):
+    config = {"processors": processors, "cpu quota": quota}
+    monkeypatch.setattr(cybn, "show_config", lambda mode: config)
+    assert usable_cores() == usable
+
+
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_under_load_only_a_killed_worker_loses_requests(path):
-    load = networks.__file__.replace("networks.py", "service/load.py")
     run = subprocess.run(
-        [sys.executable, load, "--mode", "gunicorn", "--workers", "2", "--seconds", "1"],
-        env=os.environ | environment(path),
+        [sys.executable, "-m", "service.load", "--mode", "gunicorn", "--workers", "2", "--seconds", "1"],
+        env=os.environ | environment(path) | {"PYTHONPATH": str(Path(networks.__file__).parent)},
         capture_output=True,
         text=True,
         timeout=50,

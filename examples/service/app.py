@@ -15,6 +15,7 @@ import anyio
 import numpy as np
 from networks import convolutional
 from numpy.lib import format as npy
+from service.cores import usable_cores
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -196,7 +197,7 @@ def warm_up(network, threads):
 
 def create_app():
     """The application. Environment: SERVICE_NETWORK, SERVICE_THREADS, WEB_CONCURRENCY, CYBN_NUM_THREADS."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     processes = int(os.environ.get("WEB_CONCURRENCY", 1))
     # 0: predictions are made by the thread of the event loop. Right where there is a process for every core.
     threads = int(os.environ.get("SERVICE_THREADS", 0))

@@ -1,6 +1,6 @@
 """How many requests the service answers in a second and how long each takes, measured by wrk; and what a crash costs.
 
-    python examples/service/load.py [--url http://127.0.0.1:8000] [--mode gunicorn] [--workers 2] [--seconds 10]
+    PYTHONPATH=examples python -m service.load [--url URL] [--mode gunicorn] [--workers 2] [--seconds 10]
 
 Without --url it starts the service itself, on a free port of 127.0.0.1, in one mode after the other, and in the end
 kills a worker under load. It fails if any other request does.
@@ -22,10 +22,11 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+from service.cores import usable_cores
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
-CORES = len(os.sched_getaffinity(0))
+CORES = usable_cores()
 MODES = ("gunicorn", "uvicorn")
 START_SECONDS = 30
 STOP_SECONDS = 15

@@ -9,7 +9,8 @@ per channel::
     y       = gamma x_hat + beta              gamma: weight, beta: bias
 
 (Ioffe & Szegedy 2015, algorithm 1.) The results have x's dtype and memory layout and do not depend, in any bit, on the
-number of threads, the instruction set, strides, alignment or `out`.
+number of threads, the instruction set, gaps between elements or rows, alignment or `out`. (They do on the order of the
+axes in memory: channels-last is summed as it lies, in another order than channels-first.)
 """
 
 from cybn import _ops
