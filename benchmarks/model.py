@@ -42,7 +42,7 @@ GEOMETRIES = [
 
 def training_forward(geometry, machine):
     """The plan, and seconds."""
-    plan = _schedule.plan_of(*geometry, machine.cores, operands=1, l2=machine.l2, l3=machine.l3)
+    plan = _schedule.plan_of(*geometry, machine.cores, l2=machine.l2, l3=machine.l3)
     threads = plan["threads"]
     shares = [0] * threads
     for thread, elements, *_ in plan["tasks"]:

@@ -107,6 +107,31 @@ def test_backward_refuses_a_pass_of_another_thread():
     assert bn.backward(mine).tobytes() == again.backward(mine).tobytes()
 
 
+def test_an_evaluation_in_between_does_not_hide_whose_pass_it_was():
+    rng = np.random.default_rng(0)
+    bn = cybn.BatchNorm(4).eval()
+    mine, other = (rng.normal(size=(8, 4)) for _ in range(2))
+    for passes in ([False], [False, True], [True, False]):
+        bn(mine, save_for_backward=True)
+        for save in passes:
+            in_thread(lambda save=save: bn(other, save_for_backward=save))
+        with raises(RuntimeError, REPLACED, bn.weight):
+            bn.backward(mine)
+    bn(mine, save_for_backward=True)
+    bn(mine)
+    with pytest.raises(RuntimeError, match=r"^backward needs a forward before it: "):
+        bn.backward(mine)
+
+
+def test_a_thread_does_not_answer_for_a_dead_one_whose_identifier_it_has():
+    x = np.random.default_rng(0).normal(size=(8, 4))
+    bn = cybn.BatchNorm(4)
+    for _ in range(20):  # identifiers are used again at once
+        in_thread(lambda: bn(x))
+        bn(x)
+        in_thread(lambda: bn.backward(x))
+
+
 def test_passes_may_move_from_thread_to_thread():
     """As they do where a server gives each step to whichever thread of its pool is free."""
     x = np.random.default_rng(0).normal(size=(8, 4))

@@ -463,6 +463,78 @@ def test_weighted_moments_are_numpys(dtype):
     np.testing.assert_allclose(running_var, np.diag(np.cov(rows, aweights=w.ravel(), ddof=0)), rtol=1e-6)
 
 
+@dtypes
+@pytest.mark.parametrize("small", [1e-13, 1e-16])
+def test_running_var_is_unbiased_where_one_weight_is_nearly_all(dtype, small):
+    """sum w - sum w^2 / sum w would have no digit left. Of two values the variance is half of (b - a)^2."""
+    x = np.array([[0.0], [2.0]], dtype)
+    for module in (cybn, cybn.reference):
+        running_var = np.ones(1)
+        weights = np.array([1, small], dtype)
+        module.batch_norm(x, np.zeros(1), running_var, training=True, momentum=1.0, sample_weight=weights)
+        np.testing.assert_allclose(running_var, 2, rtol=1e-6)
+
+
+@dtypes
+def test_the_scale_of_weights_does_not_show(dtype):
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(2, 9, 4, 5)).astype(dtype)
+    w = (rng.integers(0, 16, (9, 5)) / 16).astype(dtype)
+    want = None
+    for scale in (1, 2.0**55, 2.0**-55):
+        bn = cybn.BatchNorm(4, dtype=dtype)
+        y = bn(x, sample_weight=(w * scale).astype(dtype))
+        results = bits([y, bn.backward(g), bn.grad_weight, bn.running_mean, bn.running_var])
+        want = want or results
+        assert results == want
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(np.float32, 1e-18), (np.float64, 1e-140)])
+def test_weights_of_no_ordinary_size_are_refused(dtype, least):
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(dtype)
+    bn = cybn.BatchNorm(4, dtype=dtype)
+    for value in (least / 100, 100 / least):
+        total = float(np.full(8, value, dtype).astype(np.float64).sum())
+        message = (
+            f"sample_weight must add up to a number from {least:g} to {1 / least:g} in {np.dtype(dtype)}, got {total:g}"
+        )
+        with raises(ValueError, message, x, bn.running_var):
+            bn(x, sample_weight=np.full(8, value, dtype))
+
+
+def test_weights_that_vanish_during_a_call_do_not_hang_it():
+    x = np.random.default_rng(0).normal(size=(8, 4, 6)).astype(np.float32)
+    w = np.ones(8, np.float32)
+
+    class Residual:
+        def __array__(self, dtype=None, copy=None):
+            w[...] = 0
+            return x
+
+    cybn.batch_norm(x, None, None, training=True, sample_weight=w, residual=Residual())  # something, and an end
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 2, 510, 510), (1, 1, 260097), (1, 1, 514, 514)])
+def test_runs_that_would_end_with_a_block_of_a_few_elements(shape, dtype):
+    """The sums of such a block took flags from before the panel's, and wrote gradients into the block before."""
+    rng = np.random.default_rng(0)
+    x, r, g = rng.standard_normal((3, *shape)).astype(dtype)
+    bn = cybn.BatchNorm(shape[1], activation="relu", dtype=dtype)
+    y = bn(x, residual=r)
+    dx, dr = bn.backward(g)
+    want = np.where(y > 0, g, 0)
+    assert bits([dr]) == bits([want])
+    oracle = Exact(x, 1, None, None, 1e-5)
+    oracle.check_moments(cybn.batch_norm_stats(x), False)
+    plain = cybn.BatchNorm(shape[1], dtype=dtype)
+    plain(x)
+    np.testing.assert_allclose(dx, plain.backward(want), atol=1e-6)
+    apart = np.zeros((*shape, 2), dtype)[..., 0]
+    apart[...] = x
+    assert bits(cybn.batch_norm_stats(apart)[1:]) == bits(cybn.batch_norm_stats(x)[1:])
+
+
 def test_a_weight_that_rounds_to_0_is_0():
     """In float32, where what has weight 0 may be no number."""
     x = np.random.default_rng(0).normal(size=(40, 3, 70)).astype(np.float32)
@@ -868,11 +940,16 @@ def test_in_place_gives_the_gradients_of_the_plain_form(dtype, affine, activatio
 
 
 def test_what_cannot_be_inverted_is_refused():
-    inverse = "activation must have an inverse in place, None or 'leaky_relu' with a positive negative_slope, got "
+    inverse = (
+        "activation must have an inverse in place, None or 'leaky_relu' with a negative_slope from 1e-06 to 1e+06, got "
+    )
     with raises(ValueError, inverse + "'relu'"):
         cybn.BatchNorm(3, activation="relu", in_place=True)
     with raises(ValueError, inverse + "'leaky_relu' with negative_slope 0.0"):
         cybn.BatchNorm(3, activation="leaky_relu", negative_slope=0, in_place=True)
+    for slope in (1e-310, 1e-42, 9e-7, 1.1e6):  # the inverse, or products with it, may leave the type
+        with raises(ValueError, inverse + f"'leaky_relu' with negative_slope {slope}"):
+            cybn.BatchNorm(3, activation="leaky_relu", negative_slope=slope, in_place=True)
     layer = cybn.BatchNorm(3, in_place=True)
     x = problem((6, 3, 5))["x"]
     with raises(ValueError, "residual must be None in place: x cannot be computed from the sum", x, layer.running_mean):
@@ -887,6 +964,43 @@ def test_what_cannot_be_inverted_is_refused():
     layer.weight[1] = -1e-3
     layer(x)
     assert repr(layer).endswith("bias=True, in_place=True)")
+
+
+def test_in_place_the_input_must_be_writeable():
+    x = problem((6, 3, 5))["x"]
+    x.flags.writeable = False
+    layer = cybn.BatchNorm(3, in_place=True)
+    with raises(ValueError, "x must be writeable in place, got a read-only array", x, layer.running_mean):
+        layer(x)
+
+
+def test_in_place_a_view_of_another_class_is_x_itself(tmp_path):
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(6, 3, 5))
+    x[...] = problem((6, 3, 5))["x"]
+    want = cybn.BatchNorm(3)(np.array(x))
+    assert cybn.BatchNorm(3, in_place=True)(x, out=x) is x
+    assert bits([np.asarray(x)]) == bits([want])
+
+
+@pytest.mark.parametrize("spoil", ["weight", "bias", "errstate"])
+def test_in_place_a_refused_backward_changes_nothing(spoil):
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(2, 8, 4)).astype(np.float32)
+    plain, layer = cybn.BatchNorm(4, activation="leaky_relu"), cybn.BatchNorm(4, activation="leaky_relu", in_place=True)
+    plain(x)
+    want = plain.backward(g)
+    y = layer(x.copy())
+    if spoil == "errstate":
+        with np.errstate(all="raise"):
+            got = layer.backward(g)
+    else:
+        whole = getattr(layer, spoil)
+        setattr(layer, spoil, whole[:3])
+        with raises(ValueError, f"{spoil} must have shape (4,), one value per channel, got shape (3,)", y):
+            layer.backward(g)
+        setattr(layer, spoil, whole)
+        got = layer.backward(g)
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_in_place_the_gradient_is_not_the_output():

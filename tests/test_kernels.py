@@ -59,6 +59,8 @@ ADVERSARIAL = {
     "sums overflow": (lambda z, axis: 1e37 * z, 1e-5),
     "squares overflow": (lambda z, axis: 1e25 * z, 1e-5),
     "squares underflow": (lambda z, axis: 1e-25 * z, 1e-55),
+    "squares vanish": (lambda z, axis: np.where(z > 0, 1e-25, -1e-25), 1e-55),
+    "squares vanish around a value": (lambda z, axis: 1e-30 * (2 + np.sign(z)), 1e-65),
     "squares nearly underflow": (lambda z, axis: 1e-18 * z, 1e-40),
     "scale overflows nearly": (lambda z, axis: 1e-36 * z, 1e-76),
     "heavy tails": (lambda z, axis: z**9, 1e-5),
@@ -68,7 +70,7 @@ ADVERSARIAL = {
 def gradients(name, shape, dtype, rng):
     """grad_output: ordinary, with a mean far from 0, or of the size that makes products underflow."""
     g = rng.normal(size=shape)
-    scale = {"squares underflow": 1e-25, "near overflow": 1e10}.get(name, 1)
+    scale = {"squares underflow": 1e-25, "squares vanish": 1e-25, "near overflow": 1e10}.get(name, 1)
     return (scale * (g + (5 if name.startswith("mean") else 0))).astype(dtype)
 
 

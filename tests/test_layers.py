@@ -501,7 +501,13 @@ ALL = "['bias', 'running_mean', 'running_var', 'weight']"
         ({"bias": [1j, 2, 3]}, TypeError, "bias must be an array of real numbers, got an array of complex128"),
         ({"bias": [True] * 3}, TypeError, "bias must be an array of real numbers, got an array of bool"),
         ({"bias": None}, TypeError, "bias must be an array of real numbers, got an array of object"),
-        ({"num_batches_tracked": -1}, ValueError, "num_batches_tracked must not be negative, got -1"),
+        ({"num_batches_tracked": -1}, ValueError, f"num_batches_tracked must be from 0 to {2**63 - 1}, got -1"),
+        ({"num_batches_tracked": 2**63}, ValueError, f"num_batches_tracked must be from 0 to {2**63 - 1}, got {2**63}"),
+        (
+            {"bias": np.ma.ones(3)},
+            TypeError,
+            "bias must be a float32 or float64 array, got a masked array (its mask would be lost)",
+        ),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
@@ -514,6 +520,85 @@ def test_load_state_dict_refuses_all_or_nothing(x, changes, kind, message):
     with raises(kind, message):
         bn.load_state_dict(state)
     assert state_bits(bn) == before
+
+
+def test_a_state_is_a_mapping(x):
+    with raises(TypeError, "state must be a mapping of names to arrays, got NoneType"):
+        trained(x).load_state_dict(None)
+
+
+def test_a_state_may_have_any_array_that_numpy_can_view(x):
+    class OnlyDlpack:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    state = trained(x).state_dict()
+    counter = state.pop("num_batches_tracked")
+    bn = cybn.BatchNorm(3)
+    bn.load_state_dict({name: OnlyDlpack(array) for name, array in state.items()})
+    assert bits(bn.state_dict().values()) == bits([*state.values(), counter * 0])
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_what_cannot_be_written_is_left_alone_with_the_rest(x, name):
+    bn = trained(x)
+    state = {name: array + 1 for name, array in bn.state_dict().items()}
+    before = state_bits(bn)
+    getattr(bn, name).flags.writeable = False
+    calls = {lambda: bn.load_state_dict(state), bn.reset_parameters}
+    for call in calls | ({bn.reset_running_stats} if name.startswith("running") else set()):
+        with raises(ValueError, f"{name} of the layer must be a writeable array, got a read-only array"):
+            call()
+        assert state_bits(bn) == before
+    setattr(bn, name, [1.0, 1.0, 1.0])
+    with raises(ValueError, f"{name} of the layer must be a writeable array, got list"):
+        bn.load_state_dict(state)
+
+
+def test_backward_into_x_is_the_last_one(x, g):
+    """It needs x. (`test_backward_may_be_repeated`: other ones may be.)"""
+    bn = cybn.BatchNorm(3)
+    bn(x)
+    want = bn.backward(g)
+    assert bits([bn.backward(g, out=x)]) == bits([want])
+    with raises(RuntimeError, "backward needs the input of forward, which out=x has overwritten", x, g):
+        bn.backward(g)
+    bn(want)
+    bn.backward(g)
+
+
+def test_a_subclass_may_override_forward(x, g):
+    class Doubled(cybn.BatchNorm):
+        def forward(self, x, **options):
+            return 2 * super().forward(x, **options)
+
+    class Again(Doubled):
+        pass
+
+    want = cybn.BatchNorm(3)(x)
+    for kind in (Doubled, Again):
+        assert bits([kind(3)(x)]) == bits([2 * want])
+        assert bits([kind(3).forward(x)]) == bits([2 * want])
+
+    class Called(cybn.BatchNorm):
+        def __call__(self, x, **options):
+            return self.forward(x, **options)
+
+    assert bits([Called(3)(x)]) == bits([want])
+
+
+def test_a_subclass_may_compare(x):
+    class Equal(cybn.BatchNorm):
+        def __eq__(self, other):
+            return True
+
+    assert Equal(3)(x).shape == x.shape
 
 
 @pytest.mark.parametrize("counter", [1.5, "3", [1, 2], True])

@@ -2,7 +2,9 @@
 
 import ast
 import doctest
+import importlib
 import inspect
+import operator
 import re
 from pathlib import Path
 
@@ -102,6 +104,35 @@ def test_there_are_examples():
 
 def test_what_is_typed_is_marked():
     assert Path(cybn.__file__).with_name("py.typed").exists()
+
+
+def stub_of(module):
+    """Of each function of a stub, methods with their class: the parameters, as source."""
+    tree = ast.parse(Path(cybn.__file__).with_name(f"{module}.pyi").read_text(encoding="utf-8"))
+    found = {}
+    for owner in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+        for node in owner.body:
+            if isinstance(node, ast.FunctionDef):
+                for argument in ast.walk(node.args):
+                    if isinstance(argument, ast.arg):
+                        argument.annotation = None
+                found[f"{owner.name}.{node.name}" if owner is not tree else node.name] = ast.unparse(node.args)
+    return found
+
+
+@pytest.mark.parametrize("module", ["functional", "layers", "reference"])
+def test_stubs_have_the_signatures_of_what_they_describe(module):
+    source = importlib.import_module(f"cybn.{module}")
+    for name, written in stub_of(module).items():
+        signature = inspect.signature(operator.attrgetter(name)(source))
+        plain = [
+            p.replace(annotation=p.empty, default=... if p.default is np.float32 else p.default)
+            for p in signature.parameters.values()
+        ]
+        text = str(inspect.Signature(plain)).removeprefix("(").removesuffix(")").replace("Ellipsis", "...")
+        assert written.replace(" ", "") == text.replace(" ", ""), name
+    if module == "functional":
+        assert set(stub_of(module)) == set(source.__all__)
 
 
 # --------------------------------------------------------------------------------------------------------------- layers

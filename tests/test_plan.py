@@ -37,10 +37,10 @@ def test_every_thread_has_its_share(geometry):
     """From 1 to 64 threads: none idle, none with more than 1.25 times the average, where each has 256 KiB of x."""
     size = math.prod(geometry)
     for l2, l3 in CACHES:
-        for operands, reduces, maps in ((1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 1, 0), (2, 0, 1)):
+        for operands, results, reduces, maps in ((2, 1, 1, 1), (1, 0, 1, 1), (3, 1, 1, 1), (1, 0, 1, 0), (2, 1, 0, 1)):
             for threads in range(1, min(64, 4 * size // (256 * KIB)) + 1):
                 plan = _schedule.plan_of(
-                    *geometry, threads, operands=operands, reduces=reduces, maps=maps, l2=l2, l3=l3
+                    *geometry, threads, operands=operands, results=results, reduces=reduces, maps=maps, l2=l2, l3=l3
                 )
                 shares = [0] * threads
                 for thread, elements, *_ in plan["tasks"]:
@@ -59,6 +59,7 @@ def test_partial_sums_share_no_cache_line(geometry):
             writer = {}
             for thread, _, *ranges in plan["tasks"]:
                 for first, end in ranges:
+                    assert end <= plan["doubles"]
                     for line in range(first // 8, (end - 1) // 8 + 1):
                         assert writer.setdefault(line, thread) == thread
 
@@ -84,7 +85,31 @@ def test_partial_sums_share_no_cache_line(geometry):
 )
 def test_kinds_of_plans(geometry, caches, threads, kind):
     l2, l3 = caches
-    assert _schedule.plan_of(*geometry, threads, operands=1, l2=l2, l3=l3)["kind"] == kind
+    assert _schedule.plan_of(*geometry, threads, l2=l2, l3=l3)["kind"] == kind
+
+
+def test_an_owners_last_group_has_room_for_its_partial_sums():
+    """In the pitch of a whole group, of which it may have a few channels only."""
+    for channels in range(8, 400):
+        for threads in (8, 11, 16, 32):
+            plan = _schedule.plan_of(1, channels, 440_320, threads, operands=1, results=0, l2=512 * KIB, l3=504 * MIB)
+            assert max(end for *_, (_, end) in plan["tasks"]) <= plan["doubles"]
+
+
+def test_what_is_written_past_the_caches_takes_no_room_in_them():
+    plan = _schedule.plan_of(32, 64, 12544, 2, l2=512 * KIB, l3=32 * MIB)
+    assert plan["streamed"]
+    assert plan["kind"] == "owner"
+    assert not _schedule.plan_of(32, 64, 12544, 2, results=0, l2=512 * KIB, l3=32 * MIB)["streamed"]
+
+
+def test_no_block_is_shorter_than_the_vectors_that_its_sums_end_with():
+    """That of 510 x 510 had four elements: its sums read, and wrote, twelve that belong to others."""
+    assert _schedule.plan_of(1, 2, 510 * 510, 1)["block"] == 2016
+    for inner in [*range(2049, 400_000, 13), *range(260_000, 270_000)]:
+        block = _schedule.plan_of(1, 1, inner, 1)["block"]
+        assert inner % block == 0 or inner % block >= 16
+        assert 1024 <= block <= 2048
 
 
 def test_maps_take_runs_as_they_lie_in_memory():

@@ -22,6 +22,26 @@ def test_set_num_threads(process_threads):
         assert pool.submit(cybn.get_num_threads).result() == 2
 
 
+def test_set_num_threads_to_none_forgets_what_was_set(process_threads):
+    code = "import cybn; cybn.set_num_threads(7); cybn.set_num_threads(None); print(cybn.get_num_threads())"
+    assert python(code, CYBN_NUM_THREADS="3") == "3"
+    assert python(code, OMP_NUM_THREADS="4") == "4"
+
+
+def test_one_context_may_serve_several_threads(process_threads):
+    cybn.set_num_threads(5)
+    context = cybn.num_threads(2)
+    with ThreadPoolExecutor(1) as pool:
+        with cybn.num_threads(7):
+            context.__enter__()
+            pool.submit(context.__enter__).result()
+            context.__exit__(None, None, None)
+            assert cybn.get_num_threads() == 7
+            assert pool.submit(cybn.get_num_threads).result() == 2
+        pool.submit(context.__exit__, None, None, None).result()
+        assert pool.submit(cybn.get_num_threads).result() == 5
+
+
 def test_the_context_is_for_its_block(process_threads):
     cybn.set_num_threads(5)
     with cybn.num_threads(3) as context:
@@ -68,7 +88,6 @@ def test_the_context_is_of_its_thread(process_threads):
         (-(2**80), ValueError, f"num_threads must be at least 1, got {-(2**80)}"),
         (1.5, TypeError, "num_threads must be an integer, got 1.5"),
         ("4", TypeError, "num_threads must be an integer, got '4'"),
-        (None, TypeError, "num_threads must be an integer, got None"),
         (True, TypeError, "num_threads must be an integer, got True"),
         (np.True_, TypeError, "num_threads must be an integer, got np.True_"),
     ],
@@ -79,6 +98,21 @@ def test_numbers_that_are_none(function, wrong, kind, message):
     with raises(kind, message):
         function(wrong)
     assert cybn.get_num_threads() == before
+
+
+def test_a_block_of_no_number_of_threads(process_threads):
+    with raises(TypeError, "num_threads must be an integer, got None"):
+        cybn.num_threads(None)
+
+
+@pytest.mark.parametrize("function", [cybn.set_num_threads, cybn.num_threads])
+def test_a_number_that_raises(function):
+    class Number:
+        def __index__(self):
+            raise ValueError("no")
+
+    with raises(TypeError, "num_threads must be an integer, got Number (no)"):
+        function(Number())
 
 
 def test_very_many_threads_are_accepted():

@@ -239,7 +239,7 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
     if sample_weight is None:
         return as_flags(a)
     if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT64 and cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32:
-        with np.errstate(over="ignore"):    # what is too large is refused below
+        with np.errstate(over="ignore", under="ignore"):    # what is too large is refused below
             a = dense_copy(a, (<object> x).dtype)
     elif cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x) or not PyArray_ISCARRAY_RO(a):
         a = dense_copy(a, (<object> x).dtype)

@@ -1,10 +1,12 @@
 """What this cybn is: version, compiler, kernels, threads."""
 
+from typing import Any, Literal
+
 from cybn import _kernels, _memory, _ops, _schedule, _threads
 from cybn._version import __version__
 
 
-def show_config(mode="stdout"):
+def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
     """Print, or return, how this cybn was built and how it will run.
 
     Parameters

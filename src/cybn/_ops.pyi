@@ -17,7 +17,13 @@ def to_float(value: object, name: str) -> float: ...
 def truth(value: object, name: str) -> bool: ...
 def view(value: npt.ArrayLike, name: str) -> _Array: ...
 def gradient_input(
-    grad_output: npt.ArrayLike, output: _Array, out: npt.ArrayLike | None, num_threads: SupportsIndex | None
+    grad_output: npt.ArrayLike,
+    output: _Array,
+    out: npt.ArrayLike | None,
+    num_threads: SupportsIndex | None,
+    weight: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    channels: int,
 ) -> tuple[_Array, _Array | None]: ...
 def batch_norm(
     x: npt.ArrayLike,

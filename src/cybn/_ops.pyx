@@ -25,6 +25,7 @@ from cybn._arrays cimport (
     as_out,
     as_running,
     as_same,
+    as_vector,
     as_weights,
     channel_axis,
     check_apart,
@@ -127,7 +128,7 @@ cdef class Call:
     cdef ndarray x
     cdef ndarray weights
     cdef ndarray block_weights
-    cdef double squares     # of weights, their sum
+    cdef double pairs       # of weights, the sum of the products of any two
     cdef ndarray residual
     cdef ndarray output
     cdef ndarray gate
@@ -334,8 +335,12 @@ cdef int read_activation(Call call, object activation, object negative_slope) ex
 
 
 cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) except -1:
-    """mask or sample_weight, if there is one: the job's, and their sum as the count."""
+    """mask or sample_weight, if there is one: the job's, and their sum as the count.
+
+    Of a sum that is no ordinary number of x's type, quotients and products with gradients would leave the type.
+    """
     cdef Weights found
+    cdef double least = 1e-140 if call.type else 1e-18
     if mask is None and sample_weight is None:
         return 0
     call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout)
@@ -355,8 +360,11 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) e
     check_weight_values(call.weights, &found)
     if call.size > 0 and found.sum == 0:
         raise ValueError("sample_weight must have a positive value, got zeros only")
+    if call.size > 0 and not least <= found.sum <= 1 / least:
+        raise ValueError(f"sample_weight must add up to a number from {least:g} to {1 / least:g} in "
+                         f"{'float64' if call.type else 'float32'}, got {found.sum:g}")
     call.job.positive = found.least > 0
-    call.squares = found.squares
+    call.pairs = found.pairs
     return 0
 
 
@@ -367,17 +375,18 @@ cdef int check_weights(Call call, ndarray out) except -1:
     return 0
 
 
-cdef double positive_weights(Call call) except -1:
-    if call.job.positive:
-        return call.count
-    return call.v.count if call.job.mask != NULL else np.count_nonzero(call.weights)
+cdef bint single(Call call) noexcept:
+    """Whether no more than one value has weight."""
+    if call.count == 1 or call.job.block_weights == NULL:
+        return call.count == 1
+    return call.v.count == 1 if call.job.mask != NULL else call.pairs == 0
 
 
-cdef double degrees_of_freedom(Call call, double correction, bint weighted) noexcept:
-    """What m2 is divided by for running_var."""
-    if not weighted or call.size == 0:
+cdef double degrees_of_freedom(Call call, double correction) noexcept:
+    """What m2 is divided by for running_var: of weights sum w - correction * sum w^2 / sum w."""
+    if call.job.weights == NULL or call.size == 0:
         return max(call.v.count - correction, 1)
-    return call.v.count - correction * call.squares / call.v.count
+    return call.v.count if correction == 0 else 2 * call.pairs / call.v.count
 
 
 cdef bint read_masked_output(object masked_output) except -1:
@@ -448,10 +457,19 @@ def view(value, name):
     return view_array(value, name, False)
 
 
-def gradient_input(grad_output, output, out, num_threads):
-    """grad_output and out as arrays, if they fit `output`, which is about to become the input again."""
+cdef inline object given(object out, ndarray result):
+    """What the caller gets back: the array that it gave, of whatever class, else the result."""
+    return out if out is not None and isinstance(out, ndarray) else result
+
+
+def gradient_input(grad_output, output, out, num_threads, weight, bias, Py_ssize_t channels):
+    """grad_output and out as arrays, if they, and the parameters, fit `output`, which will become the input again."""
     cdef ndarray dy = as_same(grad_output, "grad_output", output)
     wished_threads(num_threads)
+    if weight is not None:
+        as_vector(weight, "weight", channels, False)
+    if bias is not None:
+        as_vector(bias, "bias", channels, False)
     check_apart(dy, "grad_output", output, "the layer's output in place")
     return dy, None if out is None else as_out(out, output, dy)
 
@@ -487,7 +505,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         # (When training it is kept for the update, where the backward pass would keep something else.)
         read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.gate_center)
     if train:
-        if call.size > 0 and (call.count == 1 or call.job.block_weights != NULL and positive_weights(call) == 1):
+        if call.size > 0 and single(call):
             raise ValueError(f"Expected more than 1 value per channel when training, "
                              f"got input shape {(<object> data).shape}"
                              + ("" if call.count == 1 else " with 1 value of positive weight"))
@@ -516,7 +534,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         if track:
             v.running_mean = call.job.gate_center
             v.running_var = spare(call)
-            v.degrees = degrees_of_freedom(call, spread, sample_weight is not None)
+            v.degrees = degrees_of_freedom(call, spread)
         execute(call, kernels.collect_stats[call.type], kernels.finish_training, kernels.normalize[call.type])
         if track and call.size > 0:
             write_vector(mean_array, v.running_mean)
@@ -531,18 +549,20 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
 
 def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
                activation, negative_slope, residual, mask, sample_weight, masked_output):
-    return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output,
-                        False, False)[0]
+    y, *_ = forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
+                         correction, activation, negative_slope, residual, mask, sample_weight, masked_output,
+                         False, False)
+    return given(out, y)
 
 
 def batch_norm_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output, marks):
     """y, save_mean, save_invstd; and, if asked for (`marks`) and x alone cannot tell them, the bits that
     `batch_norm_backward` takes as `gate`, else None."""
-    return forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output,
-                        True, marks)
+    y, mean, invstd, gate = forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+                                         num_threads, correction, activation, negative_slope, residual, mask,
+                                         sample_weight, masked_output, True, marks)
+    return given(out, y), mean, invstd, gate
 
 
 def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads, bias,
@@ -574,7 +594,8 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
         execute(call, kernels.backward_reduce[call.type], kernels.finish_frozen, kernels.normalize[call.type])
     cdef ndarray grad_weight = new_vector(call.channels, call.dtype, v.sum_dy_xmu)
     cdef ndarray grad_bias = new_vector(call.channels, call.dtype, v.sum_dy)
-    return (dx, grad_weight, grad_bias) if gated is None else (dx, grad_weight, grad_bias, gated)
+    grads = (given(out, dx), grad_weight, grad_bias)
+    return grads if gated is None else (*grads, gated)
 
 
 def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
@@ -597,8 +618,8 @@ def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads, acti
     read_vector(invstd, "invstd", call.channels, call.v.invstd)
     check_not_negative(call.v.invstd, "invstd", call.channels)
     read_parameters(call, weight, bias)
-    return apply(call, data, kernels.finish_normalize, activation, negative_slope, residual, mask, None, masked_output,
-                 out)
+    return given(out, apply(call, data, kernels.finish_normalize, activation, negative_slope, residual, mask, None,
+                            masked_output, out))
 
 
 cdef ndarray apply(Call call, ndarray x, finisher finish, object activation, object negative_slope, object residual,
@@ -663,7 +684,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
         gated = new_gated(call, data)
     describe(&call.job.out, &call.layout, dx)
     execute(call, NULL, kernels.finish_backward_input, kernels.backward_input[call.type])
-    return dx if gated is None else (dx, gated)
+    return given(out, dx) if gated is None else (given(out, dx), gated)
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
@@ -684,19 +705,22 @@ cdef class Layer:
         cdef object axis = self.axis
         cdef bint training = self.training
         cdef bint save = training if save_for_backward is None else truth(save_for_backward, "save_for_backward")
+        cdef object to = out
         cdef Call call
         check_input(data, axis, self)
         if self.in_place:
-            out = self._check_in_place(data, residual, out)
+            to = self._check_in_place(data, residual, out, x)
         if training or save or not self.track_running_stats:
-            return self._pass(data, training, save, residual, mask, sample_weight, masked_output, out, num_threads)
+            return given(out, self._pass(data, training, save, residual, mask, sample_weight, masked_output, to,
+                                         num_threads))
         call = open_call(data, axis, num_threads)
         call.coefficients = self.find_coefficients(check_eps(self.eps, False), call.channels)
         call.coefficients.use(&call.job)
         y = apply(call, data, NULL, self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
-                  out)
-        self._saved = None
-        return y
+                  to)
+        if self._saved is not None:
+            self._keep(None)
+        return given(out, y)
 
     cdef Coefficients find_coefficients(self, double eps, Py_ssize_t channels):
         cdef tuple vectors = (self.running_mean, self.running_var, self.weight, self.bias)

@@ -88,7 +88,7 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
-cdef inline Py_ssize_t last_caches(int threads) noexcept nogil:
+cpdef Py_ssize_t last_caches(int threads) noexcept nogil:
     """Bytes of the last caches that so many threads have, if they take one after the other."""
     return L3 * min(ceil_div(threads, L3_SHARERS), L3_COUNT)
 
@@ -98,15 +98,15 @@ cdef inline bint overfills(Py_ssize_t size, Py_ssize_t l3) noexcept nogil:
     return size >= l3 // 6 * 5
 
 
-cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, bint revisit, int threads) noexcept nogil:
-    """Whether a result of so many bytes, one of so many arrays, is written past the caches.
+cpdef bint streams(Py_ssize_t result, Py_ssize_t arrays, bint revisit, Py_ssize_t l3) noexcept nogil:
+    """Whether a result of so many bytes, one of so many arrays, is written past last caches of `l3` bytes.
 
     Arrays that are read twice are still there the second time, unless a result in the cache drives them out. Else one
     that fits is best left there, where who reads it next finds it.
     """
     if STREAM >= 0:
         return result >= STREAM
-    return overfills(arrays * result, last_caches(threads)) if revisit else result >= last_caches(threads)
+    return overfills(arrays * result, l3) if revisit else result >= l3
 
 
 # --------------------------------------------------------------------------------- decomposition: from shape and dtype
@@ -151,14 +151,21 @@ cdef void decompose(Job *job) noexcept nogil:
         job.block_outer = equal_piece(job.outer, ceil_div(job.outer, max(1, PANEL // job.inner)), 1)
         if job.inner > PANEL:
             job.block_inner = equal_piece(job.inner, ceil_div(job.inner, PANEL), LANES)
+            # The sums of a run end with a vector of LANES that ends where it does, so no block may be shorter.
+            while 0 < job.inner % job.block_inner < LANES:
+                job.block_inner -= LANES
     job.blocks_inner = ceil_div(job.inner, job.block_inner)
     job.blocks = ceil_div(job.outer, job.block_outer) * job.blocks_inner
     job.slices = max(1, min(max(PARTIALS // job.channels, LEAST_SLICES), MOST_SLICES, job.blocks))
 
 
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
-    """Doubles of `job.partial` and `job.counts`, whatever groups the schedule makes: see `lay_out_partial`."""
-    return 2 * job.slices * (job.channels + LINE) + LINE * job.channels + job.slices
+    """Doubles of `job.partial` and `job.counts`, whatever groups the schedule makes: see `lay_out_partial`.
+
+    An owner's last group has the room of a whole one: all groups together that of 1.25 times the channels at most (see
+    `equal_enough`).
+    """
+    return 2 * job.slices * (job.channels + job.channels // 4 + LINE) + LINE * job.channels + job.slices
 
 
 cdef Py_ssize_t slice_count(const Job *job, Py_ssize_t piece) noexcept nogil:
@@ -189,7 +196,7 @@ cdef Weights weigh_blocks(Job *job, weigher weigh) noexcept nogil:
     """
     cdef Weights total, block
     cdef Py_ssize_t index, bo, o0, i0, n, first
-    total.sum = total.squares = 0
+    total.sum = total.pairs = 0
     total.least = INFINITY
     for index in range(job.blocks):
         bo = index // job.blocks_inner
@@ -202,7 +209,7 @@ cdef Weights weigh_blocks(Job *job, weigher weigh) noexcept nogil:
         else:
             block = weigh((<const char *> job.weights) + first * job.itemsize, n)
             job.block_weights[index] = block.sum
-            total.squares += block.squares
+            total.pairs += block.pairs + total.sum * block.sum
             total.least = min(total.least, block.least)
         total.sum += job.block_weights[index]
     return total
@@ -219,6 +226,7 @@ cdef struct Plan:
     Py_ssize_t width        # channels of a group whose partial sums lie together: an owner's, or all
     Py_ssize_t step         # channels that a share is rounded to
     Py_ssize_t band         # channels between two meetings of the threads (not owner)
+    bint backwards          # whether the second sweep is: no more than what was read last is still in a cache
 
 
 cdef inline bint equal_enough(Py_ssize_t n, Py_ssize_t pieces, Py_ssize_t piece) noexcept nogil:
@@ -298,6 +306,24 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     if (plan.band < max(LINE, least) or BANDS * plan.band < job.channels
             or job.blocks * plan.band < 8 * LINE * plan.threads):   # too few pieces for equal shares
         plan.band = job.channels
+    return plan
+
+
+cdef Plan plan_call(Job *job, Py_ssize_t operands, Py_ssize_t results, bint reduces, bint maps, int threads,
+                    Py_ssize_t l2, Py_ssize_t l3) noexcept nogil:
+    """The plan of a call with so many arrays, `results` of which it may write past the caches (0: none).
+
+    And into the job: whether it does, and whether the arrays come from memory.
+    """
+    cdef Plan plan
+    cdef Py_ssize_t size = job.outer * job.inner * job.channels * job.itemsize
+    job.distant = overfills(operands * size, l3)
+    job.stream = maps and results > 0 and streams(size, operands, reduces, l3)
+    if job.stream:
+        operands -= results
+    plan = make_plan(job, operands, reduces, maps, threads, l2, l3)
+    plan.backwards = reduces and overfills(operands * size, l3)
+    lay_out_partial(job, &plan)
     return plan
 
 
@@ -412,7 +438,6 @@ cdef struct Sweeps:
     verb apply
     finisher finish
     Plan plan
-    bint backwards          # whether the second sweep is: no more than what was read last is still in a cache
     Py_ssize_t shares
     Py_ssize_t phases       # of a band: reduce, finish, apply, or those of them that there are
     Py_ssize_t first        # of these three that there is
@@ -448,7 +473,7 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     elif phase == 1:
         finish(s, band + n * share // s.shares, band + n * (share + 1) // s.shares)
     else:
-        sweep(s.mapped, &s.plan, s.apply, band, share, s.backwards)
+        sweep(s.mapped, &s.plan, s.apply, band, share, s.plan.backwards)
 
 
 cdef struct Marks:
@@ -486,32 +511,25 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
 
     There may be no apply, no reduce, and without reduce no finish: NULL.
     """
-    cdef Py_ssize_t result = job.outer * job.inner * job.channels * job.itemsize
-    cdef Py_ssize_t operands, groups, t, l3
+    cdef Py_ssize_t operands, results = 0, groups, t
     cdef Sweeps sweeps
     cdef Job mapped
     cdef int worth
     operands = (1 + (job.dy.data != NULL) + (job.residual.data != NULL) + (job.out.data != NULL)
                 + (job.gated.data != NULL))
     threads = usable_threads(threads) if work_of(job, operands, reduce != NULL) >= SERIAL else 1
-    l3 = last_caches(threads)
-    job.distant = overfills(operands * result, l3)
-    # Not in place: there the lines have been read anyway.
-    job.stream = (apply != NULL and streams(result, operands, reduce != NULL, threads) and job.out.direct
-                  and job.out.data != job.x.data and job.out.data != job.dy.data
-                  and job.out.data != job.residual.data)
+    # In place none goes past the caches: there the lines have been read anyway.
+    if (job.out.direct and job.out.data != job.x.data and job.out.data != job.dy.data
+            and job.out.data != job.residual.data):
+        results = 1 + (job.gated.data != NULL)
+    sweeps.plan = plan_call(job, operands, results, reduce != NULL, apply != NULL, threads, L2, last_caches(threads))
     # Gradients behind an activation are best written with the sums, while they are at hand; but not past the caches,
     # whence the map would read them again: then it writes them itself.
     job.early = (reduce != NULL and apply != NULL and job.gate != NULL and job.mask == NULL and job.gated.data != NULL
                  and job.gated.direct and not job.stream)
-    if job.stream:
-        operands -= 1 + (job.gated.data != NULL)
     if reduce != NULL:
         for t in range(job.slices):
             job.counts[t] = slice_weight(job, t)
-    sweeps.backwards = reduce != NULL and overfills(operands * result, l3)
-    sweeps.plan = make_plan(job, operands, reduce != NULL, apply != NULL, threads, L2, l3)
-    lay_out_partial(job, &sweeps.plan)
     sweeps.job = job
     sweeps.v = v
     sweeps.reduce = reduce
@@ -519,7 +537,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.apply = apply
     job.owned = sweeps.plan.owner
     sweeps.mapped = &mapped if apply != NULL and cut_for_map(job, &sweeps.plan, reduce != NULL, &mapped) else job
-    worth = worth_of(work_of(job, operands, reduce != NULL))
+    worth = worth_of(work_of(job, operands - (results if job.stream else 0), reduce != NULL))
     if sweeps.plan.owner:
         groups = ceil_div(job.channels, sweeps.plan.width)
         sweeps.shares = min(groups, <Py_ssize_t> MOST_SHARES)
@@ -535,30 +553,32 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
 # ---------------------------------------------------------------------------------------------- for tests and the model
 
 def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads, *, Py_ssize_t itemsize=4,
-            Py_ssize_t operands=2, bint reduces=True, bint maps=True, l2=None, l3=None):
-    """Who does what: the plan of a call over (outer, channels, inner), as data.
+            Py_ssize_t operands=2, Py_ssize_t results=1, bint reduces=True, bint maps=True, l2=None, l3=None):
+    """Who does what: the plan of a call over (outer, channels, inner) with so many arrays, as data.
+
+    `results` of the arrays may be written past the caches.
 
     Returns
     -------
     dict
         ``kind`` ("owner", "cooperative", "two sweeps"), ``threads``, ``bands`` (the threads meet three times in each),
-        ``distant`` (whether the arrays come from memory, not from the last caches), ``slices`` and the ``tasks`` of a
-        sweep: thread, elements, and the ranges of doubles of the partial sums that it writes, counted from the
-        beginning of a cache line. An owner's groups go to whichever thread is free; here, in turn.
+        ``distant`` (whether the arrays come from memory, not from the last caches), ``streamed`` (whether results go
+        past the caches), ``block`` (elements of a run, or of the outer index, that are summed at a time), ``slices``
+        and the ``tasks`` of a sweep: thread, elements, and the ranges of doubles of the partial sums that it writes,
+        counted from the beginning of a cache line; of so many ``doubles``. An owner's groups go to whichever thread is
+        free; here, in turn.
     """
     cdef Job job, mapped
     cdef Plan plan
     cdef Share share
-    cdef Py_ssize_t band = 0, piece, c0, c1, start, t, last
+    cdef Py_ssize_t band = 0, piece, c0, c1, start, t
     memset(&job, 0, sizeof(Job))
     job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
     decompose(&job)
-    last = last_caches(threads) if l3 is None else l3
-    job.distant = overfills(operands * outer * channels * inner * itemsize, last)
-    plan = make_plan(&job, operands, reduces, maps, threads, L2 if l2 is None else l2, last)
+    plan = plan_call(&job, operands, results, reduces, maps, threads, L2 if l2 is None else l2,
+                     last_caches(threads) if l3 is None else l3)
     if not reduces and cut_for_map(&job, &plan, False, &mapped):
         job = mapped
-    lay_out_partial(&job, &plan)
     tasks = []
     if plan.owner:
         for t in range(ceil_div(channels, plan.width)):
@@ -582,6 +602,9 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         "threads": plan.threads,
         "bands": 0 if plan.owner else ceil_div(channels, plan.band),
         "distant": job.distant != 0,
+        "streamed": job.stream != 0,
+        "block": job.block_outer if job.rows else job.block_inner,
         "slices": job.slices,
+        "doubles": partial_size(&job),
         "tasks": tasks,
     }

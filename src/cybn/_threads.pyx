@@ -7,6 +7,7 @@ result.
 """
 import operator
 import os
+from threading import local
 
 from cybn import _cgroup
 from cybn._environment import number
@@ -73,7 +74,8 @@ cpu_quota = _cgroup.processors()
 cdef enum:
     MOST = MOST_SHARES      # threads that anyone can mean: there is a share for each
 
-cdef int process_threads = 0    # set_num_threads or CYBN_NUM_THREADS; 0: neither
+cdef int environment_threads = min(number("CYBN_NUM_THREADS", 0, least=1, what="a positive integer"), MOST)
+cdef int process_threads = environment_threads      # set_num_threads or CYBN_NUM_THREADS; 0: neither
 cdef int quota = MOST if cpu_quota is None else min(cpu_quota, MOST)
 cdef int omp_num_threads = 0    # OMP_NUM_THREADS; 0: not set
 
@@ -86,6 +88,8 @@ cdef int positive(object n) except -1:
         n = operator.index(n)
     except TypeError:
         raise TypeError(f"num_threads must be an integer, got {given!r}") from None
+    except Exception as error:
+        raise TypeError(f"num_threads must be an integer, got {type(given).__name__} ({error})") from error
     if n < 1:
         raise ValueError(f"num_threads must be at least 1, got {n}")
     return min(n, MOST)
@@ -139,20 +143,20 @@ def set_num_threads(n):
 
     Parameters
     ----------
-    n : int
-        At least 1. The results do not depend on it.
+    n : int or None
+        At least 1. The results do not depend on it. None: as if it had never been set.
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is not a positive integer.
+        If `n` is neither None nor a positive integer.
 
     See Also
     --------
     num_threads : the same for a block of code in one thread.
     """
     global process_threads
-    process_threads = positive(n)
+    process_threads = environment_threads if n is None else positive(n)
 
 
 def get_num_threads():
@@ -187,20 +191,19 @@ class num_threads:
 
     def __init__(self, n):
         self._n = positive(n)
-        self._before = []
+        self._here = local()    # one object may serve several threads, and be entered again inside
 
     def __enter__(self):
         global cybn_local_threads
-        self._before.append(cybn_local_threads)
+        self._here.__dict__.setdefault("before", []).append(cybn_local_threads)
         cybn_local_threads = self._n
         return self
 
     def __exit__(self, *exc_info):
         global cybn_local_threads
-        cybn_local_threads = self._before.pop()
+        cybn_local_threads = self._here.before.pop()
 
 
-process_threads = min(number("CYBN_NUM_THREADS", 0, least=1, what="a positive integer"), MOST)
 # The outermost level of the list that it may be. What is no number is OpenMP's to complain about.
 omp_first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
 omp_num_threads = min(int(omp_first), MOST) if omp_first.isdecimal() else 0

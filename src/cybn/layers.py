@@ -3,8 +3,9 @@
 import copyreg
 import operator
 import os
-from threading import RLock, get_ident
-from weakref import WeakSet
+from collections.abc import Mapping
+from threading import RLock, local
+from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 
@@ -15,19 +16,38 @@ __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 IN_PLACE_LEAST_WEIGHT = 1e-3
 """The smallest ``abs(weight)`` of `BatchNorm` in place. A division by it costs three of float32's seven digits."""
 
-MOST_FEATURES = 2**48
+IN_PLACE_SLOPES = 1e-6, 1e6
+"""The smallest and the largest `negative_slope` in place: products with it and with its inverse stay in float32."""
 
-_layers = WeakSet()  # all there are
+MOST_FEATURES = 2**48
+MOST_BATCHES = 2**63 - 1
+
+_layers = WeakValueDictionary()  # all there are, by id: a subclass may have an __eq__ and no hash
 
 
 def _renew_locks():
     """In a forked child nobody is left to release what another thread held."""
-    for layer in tuple(_layers):
+    for layer in tuple(_layers.values()):
         layer._lock = RLock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
+
+
+class _Thread:
+    """Stands for a thread as long as it lives. (Its identifier is the next one's when it has ended.)"""
+
+
+_local = local()
+
+
+def _this_thread():
+    try:
+        return _local.thread
+    except AttributeError:
+        _local.thread = _Thread()
+        return _local.thread
 
 
 class BatchNorm(_ops.Layer):
@@ -62,9 +82,9 @@ class BatchNorm(_ops.Layer):
     in_place : bool, default False
         Write the result over the input and keep that alone for `backward`, which computes the input from it: half of
         the memory, for two more passes (Rota Bulo, Porzi & Kontschieder 2018, "In-Place Activated BatchNorm"). The
-        activation must have an inverse (None, or leaky ReLU with a positive slope), every ``abs(weight)`` must be at
-        least `IN_PLACE_LEAST_WEIGHT`, there can be no residual, and the result must not be changed before `backward`,
-        which overwrites it with the input.
+        activation must have an inverse (None, or leaky ReLU with a slope from 1e-6 to 1e6), every ``abs(weight)`` must
+        be at least `IN_PLACE_LEAST_WEIGHT`, there can be no residual, and the result must not be changed before
+        `backward`, which overwrites it with the input (with ``masked_output="zero"``: but for the masked elements).
 
     Attributes
     ----------
@@ -91,7 +111,10 @@ class BatchNorm(_ops.Layer):
     result. An evaluation pass keeps nothing unless asked to.
 
     Threads may share a layer in evaluation mode, without a lock and with the same bits. Training passes of several
-    threads wait for one another, and `backward` refuses a pass that another thread's has replaced.
+    threads wait for one another. A pass may be one thread's and its `backward` another's; but a thread whose own pass
+    has been replaced before it went backward is refused.
+
+    A subclass may override `forward`, which is then what a call runs.
 
     Examples
     --------
@@ -148,11 +171,16 @@ class BatchNorm(_ops.Layer):
         if not 0 <= self.negative_slope < np.inf:
             raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
         self.in_place = _ops.truth(in_place, "in_place")
-        if self.in_place and (self.activation == "relu" or (self.activation and self.negative_slope == 0)):
+        least, most = IN_PLACE_SLOPES
+        if (
+            self.in_place
+            and self.activation
+            and not (self.activation != "relu" and least <= self.negative_slope <= most)
+        ):
             slope = f" with negative_slope {self.negative_slope}" if self.activation == "leaky_relu" else ""
             raise ValueError(
-                "activation must have an inverse in place, None or 'leaky_relu' with a positive negative_slope, "
-                f"got {self.activation!r}{slope}"
+                "activation must have an inverse in place, None or 'leaky_relu' with a negative_slope from "
+                f"{least:g} to {most:g}, got {self.activation!r}{slope}"
             )
         self.training = True
         self._guard()
@@ -235,7 +263,7 @@ class BatchNorm(_ops.Layer):
             As `cybn.batch_norm`; also for a wrong rank (`BatchNorm1d`, ...) or number of channels. A failed call
             changes nothing.
         """
-        return self(
+        return super().__call__(
             x,
             residual=residual,
             mask=mask,
@@ -273,7 +301,7 @@ class BatchNorm(_ops.Layer):
             As `cybn.batch_norm_backward`.
         """
         with self._lock:
-            if get_ident() in self._lost:
+            if self._lost is not None and _this_thread() in self._lost:
                 raise RuntimeError(
                     "backward needs the last forward: another thread has called forward on this layer since"
                 )
@@ -283,9 +311,11 @@ class BatchNorm(_ops.Layer):
                     "backward needs a forward before it: call forward(x) in training mode, "
                     "or forward(x, save_for_backward=True) in evaluation mode"
                 )
-            if self.in_place and saved.x is None:
+            if saved.output is not None:
                 # Checked before the result is overwritten: a failed call changes nothing.
-                grad_output, out = _ops.gradient_input(grad_output, saved.output, out, num_threads)
+                grad_output, out = _ops.gradient_input(
+                    grad_output, saved.output, out, num_threads, self.weight, self.bias, self.num_features
+                )
                 saved.x, saved.output = self._restore_input(saved, num_threads), None
             if saved.x is None:
                 raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
@@ -295,24 +325,30 @@ class BatchNorm(_ops.Layer):
                 saved.sample_weight, saved.residual, saved.gate,
             )  # fmt: skip
             saved.used = True
+            if out is not None and np.shares_memory(grad_input, saved.x):
+                saved.x = None
             self.grad_weight = None if self.weight is None else grad_weight
             self.grad_bias = None if self.bias is None else grad_bias
             return (grad_input, *grad_residual) if saved.residual else grad_input
 
     def _keep(self, saved):
-        """For `backward`. A thread whose pass another's has replaced, unfinished, must not get that one's."""
-        thread, before = get_ident(), self._saved
-        if before is not None and before.thread != thread and not before.used:
+        """For `backward`, or None. A thread whose pass another's has replaced, unfinished, must not get that one's."""
+        thread, before = _this_thread() if saved is None else saved.thread, self._saved
+        if before is not None and before.thread is not thread and not before.used:
+            self._lost = self._lost or WeakSet()
             self._lost.add(before.thread)
-        self._lost.discard(thread)
+        if self._lost is not None:
+            self._lost.discard(thread)
         self._saved = saved
 
-    def _check_in_place(self, x, residual, out):
-        """Return x, where the result goes, if it can be computed back."""
+    def _check_in_place(self, x, residual, out, given):
+        """Return x, where the result goes, if it can be computed back. `given`: what x is an array of."""
         if residual is not None:
             raise ValueError("residual must be None in place: x cannot be computed from the sum")
-        if out is not None and out is not x:
+        if out is not None and out is not given and out is not x:
             raise ValueError("out must be None or x itself in place, got another array")
+        if not x.flags.writeable:
+            raise ValueError("x must be writeable in place, got a read-only array")
         if self.weight is not None:
             small = np.flatnonzero(~(np.abs(self.weight) >= IN_PLACE_LEAST_WEIGHT))
             if small.size:
@@ -328,14 +364,16 @@ class BatchNorm(_ops.Layer):
         ``x = (z - bias) / invstd / weight + mean``.
         """
         y, none = saved.output, np.zeros(self.num_features)
-        inverse = none + 1 if self.weight is None else 1 / self.weight.astype(np.float64)
+        with np.errstate(all="ignore"):
+            inverse = none + 1 if self.weight is None else 1 / np.asarray(self.weight, np.float64)
+            std = 1 / saved.invstd
         if self.activation is not None:
             _ops.batch_norm_apply(
                 y, none, none + 1, None, None, self.axis, y, num_threads,
                 self.activation, 1 / self.negative_slope, None, None, "normalize",
             )  # fmt: skip
         return _ops.batch_norm_apply(
-            y, none if self.bias is None else self.bias, 1 / saved.invstd, inverse, saved.mean, self.axis, y,
+            y, none if self.bias is None else self.bias, std, inverse, saved.mean, self.axis, y,
             num_threads, None, 0.0, None, None, "normalize",
         )  # fmt: skip
 
@@ -355,22 +393,19 @@ class BatchNorm(_ops.Layer):
     def reset_running_stats(self):
         """Set `running_mean` to 0, `running_var` to 1 and `num_batches_tracked` to 0."""
         with self._lock:
-            if self.track_running_stats:
-                self.running_mean[...] = 0
-                self.running_var[...] = 1
+            self._set({"running_mean": 0, "running_var": 1} if self.track_running_stats else {})
             self.num_batches_tracked = 0 if self.track_running_stats else None
 
     def reset_parameters(self):
         """Set `weight` to 1, `bias` to 0, and forget running statistics, gradients and the last pass."""
         with self._lock:
-            self.reset_running_stats()
-            if self.weight is not None:
-                self.weight[...] = 1
-            if self.bias is not None:
-                self.bias[...] = 0
+            self._set(
+                {"weight": 1, "bias": 0} | ({"running_mean": 0, "running_var": 1} if self.track_running_stats else {})
+            )
+            self.num_batches_tracked = 0 if self.track_running_stats else None
             self.grad_weight = self.grad_bias = None
             self._saved = None
-            self._lost.clear()
+            self._lost = None
 
     def state_dict(self):
         """Return copies of the parameters and running statistics, under PyTorch's names.
@@ -403,6 +438,8 @@ class BatchNorm(_ops.Layer):
         TypeError, ValueError
             For values that are not real numbers, have another shape, or a negative ``running_var``.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping of names to arrays, got {type(state).__name__}")
         arrays = self._arrays()
         missing = [name for name in arrays if name not in state]
         known = {*arrays, "num_batches_tracked"} if self.track_running_stats else set(arrays)
@@ -411,23 +448,37 @@ class BatchNorm(_ops.Layer):
             raise KeyError(f"state must have the names {sorted(arrays)}, missing {missing}, unexpected {unexpected}")
         new = {}
         for name, array in arrays.items():
-            value = np.asarray(state[name])
+            value = _ops.view(state[name], name)
             if value.dtype.kind not in "fiu":
                 raise TypeError(f"{name} must be an array of real numbers, got an array of {value.dtype}")
-            if value.shape != array.shape:
-                raise ValueError(f"{name} must have shape {array.shape}, got shape {value.shape}")
-            new[name] = value.astype(self.dtype)
+            if value.shape != np.shape(array):
+                raise ValueError(f"{name} must have shape {np.shape(array)}, got shape {value.shape}")
+            with np.errstate(under="ignore"):
+                new[name] = value.astype(self.dtype)
         if "running_var" in new and np.any(new["running_var"] < 0):
             raise ValueError(f"running_var must not be negative, got {new['running_var'].min()}")
-        counter = self.num_batches_tracked
+        counter = None
         if "num_batches_tracked" in state:
-            counter = _integer("num_batches_tracked", np.asarray(state["num_batches_tracked"])[()])
-            if counter < 0:
-                raise ValueError(f"num_batches_tracked must not be negative, got {counter}")
+            counter = _integer(
+                "num_batches_tracked", _ops.view(state["num_batches_tracked"], "num_batches_tracked")[()]
+            )
+            if not 0 <= counter <= MOST_BATCHES:
+                raise ValueError(f"num_batches_tracked must be from 0 to {MOST_BATCHES}, got {counter}")
         with self._lock:
-            for name, value in new.items():
-                arrays[name][...] = value
-            self.num_batches_tracked = counter
+            self._set(new)
+            if counter is not None:
+                self.num_batches_tracked = counter
+
+    def _set(self, values):
+        """Write into those of the layer's arrays that it has; into all of them or none."""
+        arrays = self._arrays()
+        arrays = {name: arrays[name] for name in values if name in arrays}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray) or not array.flags.writeable:
+                got = "a read-only array" if isinstance(array, np.ndarray) else type(array).__name__
+                raise ValueError(f"{name} of the layer must be a writeable array, got {got}")
+        for name, array in arrays.items():
+            array[...] = values[name]
 
     def _arrays(self):
         names = ("weight", "bias", "running_mean", "running_var")
@@ -459,9 +510,19 @@ class BatchNorm(_ops.Layer):
     def _guard(self):
         """Begin with no pass and no thread inside. Training and `backward` hold the lock, evaluation needs none."""
         self._saved = None
-        self._lost = set()  # threads whose pass another thread's has replaced
+        self._lost = None  # or the threads whose pass another thread's has replaced
         self._lock = RLock()
-        _layers.add(self)
+        _layers[id(self)] = self
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if cls.forward is not BatchNorm.forward and cls.__call__ is _ops.Layer.__call__:
+            cls.__call__ = _call_forward
+
+
+def _call_forward(self, x, **options):
+    """See `forward`."""
+    return self.forward(x, **options)
 
 
 class BatchNorm1d(BatchNorm):
@@ -499,7 +560,7 @@ class _Saved:
         self.mask = mask
         self.sample_weight = sample_weight
         self.residual = residual
-        self.thread = get_ident()
+        self.thread = _this_thread()
         self.used = False
 
 

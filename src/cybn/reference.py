@@ -45,7 +45,7 @@ class Moments(NamedTuple):
         ``sum (x - mean)**2``.
     """
 
-    count: int
+    count: float  # int, or the sum of weights
     mean: np.ndarray
     m2: np.ndarray
 
@@ -93,9 +93,19 @@ class Moments(NamedTuple):
         Returns
         -------
         Moments
+
+        Raises
+        ------
+        ValueError
+            For moments of another number of channels.
         """
         total = self
         for other in others:
+            if np.shape(other.mean) != np.shape(self.mean) or np.shape(other.m2) != np.shape(self.m2):
+                raise ValueError(
+                    f"others must have the shape of the moments that they are merged with, {np.shape(self.mean)}, "
+                    f"got {np.shape(other.mean)}"
+                )
             count = total.count + other.count
             if other.count == 0:
                 continue
@@ -106,7 +116,7 @@ class Moments(NamedTuple):
             total = Moments(
                 count,
                 total.mean + delta * (other.count / count),
-                total.m2 + other.m2 + delta**2 * (total.count * other.count / count),
+                total.m2 + other.m2 + delta**2 * (total.count * (other.count / count)),
             )
         return total
 
@@ -216,7 +226,9 @@ def batch_norm_forward(
             var = moments.var(correction)
         else:
             w = np.take(_weights(mask, sample_weight, x, axis), 0, axis)
-            var = moments.m2 / (moments.count - correction * (w**2).sum() / w.sum())
+            # sum w - sum w^2 / sum w, without the digits that it loses where one weight is most of the sum.
+            pairs = (w.ravel()[1:] * w.ravel().cumsum()[:-1]).sum()
+            var = moments.m2 / (2 * pairs / w.sum() if correction else w.sum())
         running_mean[...] = (1 - momentum) * running_mean + momentum * mean
         running_var[...] = (1 - momentum) * running_var + momentum * var
     return y, mean, invstd

@@ -2,7 +2,7 @@
 
 Nothing here allocates, checks or knows Python. Three levels:
 
-- leaves touch elements: `accumulate` (in lanes.h, as vectors), `map_columns`. A fixed accumulator per column, never a
+- leaves touch elements: `cybn_sum_*` (in lanes.h, as vectors), `map_columns`. A fixed accumulator per column, never a
   reduction across columns, so plain IEEE rules allow vectors of any width;
 - tiles (`reduce_tile`, `map_tile`) prepare the per-column tables of up to COLUMNS columns and walk the panels;
 - verbs cut their channels into tiles.
@@ -119,6 +119,7 @@ cdef enum:
     FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
     UNWRAPPED = 80      # columns of weights that repeat, as the sums read them: a run's, and 16 more
     SAMPLES = 8         # elements whose mean is the shift of a block
+    UNSURE = 2          # whether a channel of a block must be summed again
 
 
 # ---------------------------------------------------------------------------------------------------------- panels
@@ -792,8 +793,10 @@ cdef inline void sample_shifts(const Job *job, const Block *block, Py_ssize_t c0
     for e in range(SAMPLES):
         i = e * block.count // SAMPLES
         if job.weights != NULL or job.mask != NULL:
-            # The next that counts: there is one.
-            while weight_of(job, block.o0 + i // width, block.i0 + i % width, shift) == 0:
+            # The next that counts. (There is one, unless somebody writes into the weights meanwhile.)
+            for o in range(block.count):
+                if weight_of(job, block.o0 + i // width, block.i0 + i % width, shift) != 0:
+                    break
                 i = i + 1 if i + 1 < block.count else 0
         o = i // width if i >= width else 0
         flat[e] = ((block.o0 + o) * job.channels + c0) * job.inner + block.i0 + (i - o * width)
@@ -1033,6 +1036,24 @@ cdef inline void fold_columns(const Columns *columns, const double *values, doub
         values += columns.tile * columns.span
 
 
+cdef bint differs(const Operand *op, const Job *job, const Block *block, Py_ssize_t c, real value) noexcept nogil:
+    """Whether a channel of a block has another value than this one."""
+    cdef Py_ssize_t o, i, flat
+    cdef const real *x = <const real *> op.data
+    cdef int found = 0
+    for o in range(block.o0, block.o1):
+        flat = (o * job.channels + c) * job.inner
+        if op.direct:
+            for i in range(block.i0, block.i1):
+                found |= x[flat + i] != value
+        else:
+            for i in range(block.i0, block.i1):
+                found |= element(op, flat + i, <real *> NULL) != value
+        if found:
+            return True
+    return False
+
+
 cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t piece, double before,
                       const Columns *columns, const double *sums, const double *products,
                       const real *shift, bint backward, real *kind) noexcept nogil:
@@ -1045,9 +1066,12 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
     cdef double again[COLUMNS]
     cdef double a, q, delta, count = block.weight
     cdef double share = count / (before + count)
-    # Accumulators of type real have overflowed or underflowed: no products at all but a sum of dy, they may have
-    # vanished. (So do those of a constant channel, at no harm.)
+    # Accumulators of type real have overflowed or underflowed: where products are next to nothing they may have
+    # vanished. Where nothing at all is left, as of a channel that is 0, the values are looked at. (`small`: around a
+    # larger shift no two differ by so little that the square vanishes.)
     cdef double tiny = 1e-30 if sizeof(real) == 4 else 1e-290
+    cdef double small = 1e-15 if sizeof(real) == 4 else 1e-145
+    cdef bint plain = not gates(job)
     cdef double most = LARGEST_DOUBLE
     cdef double *means = partial_sums(job, piece, c0)
     cdef double *squares = means + job.pitch
@@ -1059,12 +1083,14 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
         q = second[c]
         again[c] = 0 if (fabs(a) <= most) & (fabs(q) <= most) else 1
         if backward:
-            again[c] = 1 if (fabs(q) < tiny) & (a != 0) else again[c]
+            again[c] = 1 if (fabs(q) < tiny) & ((a != 0) | (q != 0)) else again[c]
+            again[c] = UNSURE if (a == 0) & (q == 0) & plain else again[c]
             second[c] = q - (job.mean[c0 + c] - <double> shift[c]) * a
         else:
-            # Sum and squares -> mean and m2. They are useless if the shift is more than two standard deviations off (m2
+            # Sum and squares -> mean and m2. They are useless if the shift is more than 1.7 standard deviations off (m2
             # would be the small difference of large numbers), or if squares vanished though the values differ.
             again[c] = 1 if (fabs(q) < tiny) & (q != 0) else again[c]
+            again[c] = UNSURE if (q == 0) & (fabs(shift[c]) < small) else again[c]
             a = a / count
             delta = a if sizeof(real) == 8 else a - <double> shift[c]
             again[c] = 1 if count * delta * delta > 0.75 * q else again[c]
@@ -1072,6 +1098,9 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
             second[c] = q - count * delta * delta
     if cybn_outside(again, tile, 0, 0):
         for c in range(tile):
+            if again[c] == UNSURE:
+                again[c] = (differs[real](&job.dy, job, block, c0 + c, 0) if backward
+                            else differs[real](&job.x, job, block, c0 + c, shift[c]))
             if again[c] != 0:
                 repair_block(job, block, c0 + c, &first[c], &second[c], backward, kind)
     if backward:

@@ -10,7 +10,7 @@ cdef extern from "vectors.h":
     bint cybn_outside(const double *values, Py_ssize_t n, double least, double most) noexcept nogil
     ctypedef struct Weights "cybn_weights":
         double sum
-        double squares      # of them, their sum
+        double pairs        # the sum of the products of any two
         double least
     Weights cybn_weigh_float(const float *weights, Py_ssize_t n) noexcept nogil
     Weights cybn_weigh_double(const double *weights, Py_ssize_t n) noexcept nogil

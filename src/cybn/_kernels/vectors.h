@@ -105,26 +105,27 @@ static inline void cybn_bound_flags(const signed char *flags, ptrdiff_t n, ptrdi
     *end = last > rows ? n : last;
 }
 
-/* Of weights: their sum and that of their squares, in double (eight sums side by side, element i in sum i % 8, the last
-   ones in the first), and the least of them. What is no number makes the sums none; the least is of the others. */
+/* Of weights: their sum and that of the products of any two, in double (eight sums side by side, element i in sum i % 8,
+   the last ones in the first), and the least of them. What is no number makes the sums none; the least is of the others.
+   (sum^2 less the squares is twice the products, but for the digits that are lost where one weight is most of the sum.) */
 typedef struct {
-    double sum, squares, least;
+    double sum, pairs, least;
 } cybn_weights;
 
 #if defined(__SSE2__)
 #define CYBN_WEIGH_VECTORS(real)                                                                                      \
-    cybn_wide a[8 / CYBN_DOUBLES], q[8 / CYBN_DOUBLES], low = CYBN_WIDE(set1_pd)(HUGE_VAL);                           \
-    for (j = 0; j < 8 / CYBN_DOUBLES; j++) a[j] = q[j] = CYBN_WIDE(setzero_pd)();                                     \
+    cybn_wide a[8 / CYBN_DOUBLES], p[8 / CYBN_DOUBLES], low = CYBN_WIDE(set1_pd)(HUGE_VAL);                           \
+    for (j = 0; j < 8 / CYBN_DOUBLES; j++) a[j] = p[j] = CYBN_WIDE(setzero_pd)();                                     \
     for (; i + 8 <= n; i += 8)                                                                                        \
         for (j = 0; j < 8 / CYBN_DOUBLES; j++) {                                                                      \
             const cybn_wide v = CYBN_WIDE_##real(w + i + j * CYBN_DOUBLES);                                           \
+            p[j] = CYBN_WIDE(add_pd)(p[j], CYBN_WIDE(mul_pd)(v, a[j]));                                               \
             a[j] = CYBN_WIDE(add_pd)(a[j], v);                                                                        \
-            q[j] = CYBN_WIDE(add_pd)(q[j], CYBN_WIDE(mul_pd)(v, v));                                                  \
             low = CYBN_WIDE(min_pd)(v, low); /* (low where v is no number) */                                         \
         }                                                                                                             \
     for (j = 0; j < 8 / CYBN_DOUBLES; j++) {                                                                          \
         CYBN_WIDE(storeu_pd)(sums + j * CYBN_DOUBLES, a[j]);                                                          \
-        CYBN_WIDE(storeu_pd)(squares + j * CYBN_DOUBLES, q[j]);                                                       \
+        CYBN_WIDE(storeu_pd)(pairs + j * CYBN_DOUBLES, p[j]);                                                         \
     }                                                                                                                 \
     CYBN_WIDE(storeu_pd)(least, low);
 #else
@@ -132,27 +133,30 @@ typedef struct {
     for (; i + 8 <= n; i += 8)                                                                                        \
         for (j = 0; j < 8; j++) {                                                                                     \
             const double v = w[i + j];                                                                                \
+            pairs[j] += v * sums[j];                                                                                  \
             sums[j] += v;                                                                                             \
-            squares[j] += v * v;                                                                                      \
             if (v < least[0]) least[0] = v;                                                                           \
         }
 #endif
 #define CYBN_WEIGH(real)                                                                                              \
     static inline cybn_weights cybn_weigh_##real(const real *w, ptrdiff_t n) {                                        \
-        double sums[8] = {0}, squares[8] = {0}, least[4] = {HUGE_VAL, HUGE_VAL, HUGE_VAL, HUGE_VAL};                  \
+        double sums[8] = {0}, pairs[8] = {0}, least[4] = {HUGE_VAL, HUGE_VAL, HUGE_VAL, HUGE_VAL}, before = 0;        \
         cybn_weights all;                                                                                             \
         ptrdiff_t i = 0;                                                                                              \
         int j;                                                                                                        \
         CYBN_WEIGH_VECTORS(real)                                                                                      \
         for (; i < n; i++) {                                                                                          \
             const double v = w[i];                                                                                    \
+            pairs[0] += v * sums[0];                                                                                  \
             sums[0] += v;                                                                                             \
-            squares[0] += v * v;                                                                                      \
             if (v < least[0]) least[0] = v;                                                                           \
         }                                                                                                             \
         all.sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));          \
-        all.squares = ((squares[0] + squares[1]) + (squares[2] + squares[3]))                                         \
-                      + ((squares[4] + squares[5]) + (squares[6] + squares[7]));                                      \
+        all.pairs = 0;                                                                                                \
+        for (j = 0; j < 8; j++) {                                                                                     \
+            all.pairs += pairs[j] + before * sums[j];                                                                 \
+            before += sums[j];                                                                                        \
+        }                                                                                                             \
         all.least = least[0];                                                                                         \
         for (j = 1; j < 4; j++)                                                                                       \
             if (least[j] < all.least) all.least = least[j];                                                           \
