@@ -116,9 +116,11 @@ $(VENV)/.%: pyproject.toml | $(VENV)/.created
 	$(PIP) install --group $*
 	touch $@
 
+# setuptools would install modules that were deleted since, from its build directories.
+without-deleted = mkdir -p build && find build -path '*/lib*' -name '*.py*' -delete
+
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.build
-	@# setuptools would install modules that were deleted since, from its build directory.
-	@mkdir -p build && find build -path 'build/lib*' -name '*.py*' -delete
+	@$(without-deleted)
 	$(PIP) install --no-build-isolation --no-deps --force-reinstall .
 	touch $@
 
@@ -131,6 +133,7 @@ $(VENV)/.installed: $(SOURCES) | $(VENV)/.build
 	test -d $(@D) || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip --quiet install --upgrade pip
 	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --group build --group $(GROUP)
+	@$(without-deleted)
 	CYBN_SANITIZE=$(SANITIZERS) $(@D)/bin/python -m pip --disable-pip-version-check --quiet install \
 		--no-build-isolation --no-deps --force-reinstall .
 	touch $@

@@ -90,7 +90,7 @@ int main(void) {
         double count = cybn_count_flags(flags + n / 2, n - n / 2);
         i = cybn_outside(values, n, 0, 40);
         cybn_inverse_sqrt(values, 0, roots, n);
-        cybn_bound_flags(flags, n, 16, &whole, &end);
+        cybn_bound_flags(flags, n, &whole, &end);
         add(&count, sizeof count);
         add(&i, sizeof i);
         add(roots, sizeof roots);

@@ -3,8 +3,6 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from cybn.reference import Moments
-
 _Array = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 _Vector = npt.NDArray[np.float64]
 _Gate = npt.NDArray[np.uint8]
@@ -91,7 +89,7 @@ def batch_norm_stats(
     num_threads: SupportsIndex | None,
     mask: npt.ArrayLike | None,
     sample_weight: npt.ArrayLike | None,
-) -> Moments: ...
+) -> tuple[float, _Vector, _Vector]: ...
 def batch_norm_apply(
     x: npt.ArrayLike,
     mean: npt.ArrayLike,

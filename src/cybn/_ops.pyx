@@ -9,7 +9,6 @@ import warnings
 import numpy as np
 
 from cybn import _kernels
-from cybn.reference import Moments
 
 cimport cython
 cimport numpy as cnp
@@ -227,6 +226,13 @@ cdef int read_parameters(Call call, object weight, object bias) except -1:
     if bias is not None:
         read_vector(bias, "bias", call.channels, call.memory + 11 * call.channels)
         call.v.bias = call.memory + 11 * call.channels
+    return 0
+
+
+cdef int read_statistics(Call call, object mean, str mean_name, object invstd, str invstd_name) except -1:
+    read_vector(mean, mean_name, call.channels, call.v.mean)
+    read_vector(invstd, invstd_name, call.channels, call.v.invstd)
+    check_not_negative(call.v.invstd, invstd_name, call.channels)
     return 0
 
 
@@ -574,9 +580,7 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     cdef Channels *v = &call.v
     cdef bint train = truth(training, "training"), with_residual = truth(return_grad_residual, "return_grad_residual")
     read_parameters(call, weight, bias)
-    read_vector(save_mean, "save_mean", call.channels, v.mean)
-    read_vector(save_invstd, "save_invstd", call.channels, v.invstd)
-    check_not_negative(v.invstd, "save_invstd", call.channels)
+    read_statistics(call, save_mean, "save_mean", save_invstd, "save_invstd")
     read_activation(call, activation, negative_slope)
     read_weights(call, data, mask, sample_weight)
     dx = as_out(out, data, dy)
@@ -603,20 +607,18 @@ def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
     cdef Call call = open_call(data, axis, num_threads)
     read_weights(call, data, mask, sample_weight)
     if call.job.block_weights != NULL and call.v.count == 0:
-        return Moments(0, np.zeros(call.channels), np.zeros(call.channels))
+        return 0, np.zeros(call.channels), np.zeros(call.channels)
     mean, m2 = give_vector(call, &call.v.mean), give_vector(call, &call.v.m2)
     execute(call, kernels.collect_stats[call.type], kernels.finish_moments, NULL)
     count = 0 if call.size == 0 else call.v.count if sample_weight is not None else int(call.v.count)
-    return Moments(count, mean, m2)
+    return count, mean, m2
 
 
 def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads, activation, negative_slope, residual, mask,
                      masked_output):
     cdef ndarray data = as_data(x, "x")
     cdef Call call = open_call(data, axis, num_threads)
-    read_vector(mean, "mean", call.channels, call.v.mean)
-    read_vector(invstd, "invstd", call.channels, call.v.invstd)
-    check_not_negative(call.v.invstd, "invstd", call.channels)
+    read_statistics(call, mean, "mean", invstd, "invstd")
     read_parameters(call, weight, bias)
     return given(out, apply(call, data, kernels.finish_normalize, activation, negative_slope, residual, mask, None,
                             masked_output, out))
@@ -665,9 +667,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
     cdef bint with_residual = truth(return_grad_residual, "return_grad_residual")
-    read_vector(mean, "mean", call.channels, v.mean)
-    read_vector(invstd, "invstd", call.channels, v.invstd)
-    check_not_negative(v.invstd, "invstd", call.channels)
+    read_statistics(call, mean, "mean", invstd, "invstd")
     read_parameters(call, weight, bias)
     read_vector(sum_dy, "sum_dy", call.channels, v.sum_dy)
     read_vector(sum_dy_xmu, "sum_dy_xmu", call.channels, v.sum_dy_xmu)

@@ -65,6 +65,13 @@ cdef extern from "_team.h":
     long cybn_helped() noexcept
     int cybn_prepare_team() noexcept
 
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    _Static_assert(CYBN_MOST_SHARES == 1024 && CYBN_AWAKE == 0 && CYBN_COMPETE == 3, "as in _threads.pxd");
+    #endif
+    """
+
 openmp_version = CYBN_OPENMP
 """Date (yyyymm) of the OpenMP specification whose settings are followed; 0: built without OpenMP."""
 

@@ -14,6 +14,7 @@ axes in memory: channels-last is summed as it lies, in another order than channe
 """
 
 from cybn import _ops
+from cybn.reference import Moments
 
 __all__ = [
     "batch_norm",
@@ -293,7 +294,7 @@ def batch_norm_stats(x, *, axis=1, num_threads=None, mask=None, sample_weight=No
     TypeError, ValueError
         As in `batch_norm`.
     """
-    return _ops.batch_norm_stats(x, axis, num_threads, mask, sample_weight)
+    return Moments(*_ops.batch_norm_stats(x, axis, num_threads, mask, sample_weight))
 
 
 def batch_norm_apply(

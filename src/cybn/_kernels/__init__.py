@@ -13,7 +13,7 @@ from cybn._kernels import baseline, processor
 def _find_builds():
     builds = {}
     if processor.has_x86_v3():
-        # Compilers that cannot build it leave it out.
+        # (Where `setup.py` knows no flags for it there is none.)
         with contextlib.suppress(ModuleNotFoundError):
             builds["x86_v3"] = importlib.import_module("cybn._kernels.x86_v3").kernels
     builds["baseline"] = baseline.kernels

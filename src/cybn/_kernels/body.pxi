@@ -104,22 +104,38 @@ cdef extern from "<float.h>":
     const double LARGEST_DOUBLE "DBL_MAX"
 
 cdef enum:
-    STATS_ROWS = 8      # rows of the rows traversal that a reduction takes at a time: more of them spare loads and
-    LINES = 12          # stores of the accumulators, fewer are read in longer stretches (measured: 1 to 64); of
-    WAYS = 8            # gradients all arrays' together, and fewer where rows are whole SETS (bytes) apart: for their
-    SETS = 4096         # lines, and those fetched ahead, the first cache has WAYS places
-    CACHED = 16384      # bytes of all arrays, half of that cache, where rows follow each other and do not share places
-    STREAMED = 2048     # bytes that a map streams at a time: while they go out nothing is read (measured: 256 to 8192)
-    AHEAD = 64          # columns that are fetched ahead where rows do not follow each other, else a panel
-    FURTHER = 8192      # bytes beyond it that are fetched into the second cache from memory (measured: 0 to 64 KB)
-    MAP_COLUMNS = 64    # that a map takes of LINES // arrays rows, so many streams, where they do not follow each other
-    TABLE = 2112        # elements from table to table, 8 KB and a few lines. Tables on one page or the next, and short
-    WIDE = 512          # rows of them, take the prefetchers off the trail of what they serve (measured: 1.5 times as
-    MANY = 65536        # long from memory): rows that follow each other are mapped as WIDE ones, MANY elements at once
-    FOLDED = 32         # rows summed in the input's type: more of them lose digits to an outlier among them
-    UNWRAPPED = 80      # columns of weights that repeat, as the sums read them: a run's, and 16 more
-    SAMPLES = 8         # elements whose mean is the shift of a block
-    UNSURE = 2          # whether a channel of a block must be summed again
+    # Rows that sums take at a time where these do not follow each other (more of them spare loads and stores of the
+    # accumulators, fewer are read in longer stretches; measured: 1 to 64): of x alone; of gradients, of all arrays
+    # together, which is also what maps take; or as many as the first cache has places for lines, and those fetched
+    # ahead, that are whole SETS (bytes) apart.
+    STATS_ROWS = 8
+    LINES = 12
+    WAYS = 8
+    SETS = 4096
+    # Bytes of all arrays that sums take at a time where rows do follow each other: half of that cache.
+    CACHED = 16384
+    # Rows summed in the input's type: more of them lose digits to an outlier among them.
+    FOLDED = 32
+    # What is fetched ahead: columns of the same rows where these do not follow each other (else a panel); and, from
+    # memory, so many bytes beyond, into the second cache (measured: 0 to 64 KB).
+    AHEAD = 64
+    FURTHER = 8192
+    # Bytes that a map streams at a time: while they go out nothing is read (measured: 256 to 8192).
+    STREAMED = 2048
+    # Columns that a map takes of rows that do not follow each other, each of them a stream.
+    MAP_COLUMNS = 64
+    # Elements from table to table of a map, 8 KB and a few lines; rows that follow each other are mapped as WIDE ones,
+    # MANY elements at a time. (Tables on one page or the next, and short rows of them, take the prefetchers off the
+    # trail of what they serve: 1.5 times as long from memory.)
+    TABLE = 2112
+    WIDE = 512
+    MANY = 65536
+    # Columns of weights that repeat, as the sums read them: a run's, and 16 more.
+    UNWRAPPED = 80
+    # Elements of a block whose mean is its shift.
+    SAMPLES = 8
+    # Whether a channel of a block must be summed again: not known yet.
+    UNSURE = 2
 
 
 # ---------------------------------------------------------------------------------------------------------- panels
@@ -1036,22 +1052,33 @@ cdef inline void fold_columns(const Columns *columns, const double *values, doub
         values += columns.tile * columns.span
 
 
-cdef bint differs(const Operand *op, const Job *job, const Block *block, Py_ssize_t c, real value) noexcept nogil:
-    """Whether a channel of a block has another value than this one."""
-    cdef Py_ssize_t o, i, flat
+cdef void look_again(const Operand *op, const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile,
+                     const real *values, double *again) noexcept nogil:
+    """Of channels that are UNSURE: 1 where the block has another value than this one, else 0."""
+    cdef int found[COLUMNS]
     cdef const real *x = <const real *> op.data
-    cdef int found = 0
-    for o in range(block.o0, block.o1):
-        flat = (o * job.channels + c) * job.inner
-        if op.direct:
-            for i in range(block.i0, block.i1):
-                found |= x[flat + i] != value
-        else:
-            for i in range(block.i0, block.i1):
-                found |= element(op, flat + i, <real *> NULL) != value
-        if found:
-            return True
-    return False
+    cdef Py_ssize_t o, i, c, flat
+    cdef bint any = False
+    for c in range(tile):
+        found[c] = 0
+        any |= again[c] == UNSURE
+    if not any:
+        return
+    if op.direct and job.inner == 1:
+        for o in range(block.o0, block.o1):     # side by side: as vectors
+            for c in range(tile):
+                found[c] |= x[o * job.channels + c0 + c] != values[c]
+    for c in range(tile):
+        if again[c] == UNSURE:
+            for o in range(block.o0, block.o1 if job.inner > 1 or not op.direct else block.o0):
+                flat = (o * job.channels + c0 + c) * job.inner
+                if op.direct:
+                    for i in range(block.i0, block.i1):
+                        found[c] |= x[flat + i] != values[c]
+                else:
+                    for i in range(block.i0, block.i1):
+                        found[c] |= element(op, flat + i, <real *> NULL) != values[c]
+            again[c] = found[c]
 
 
 cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t piece, double before,
@@ -1064,14 +1091,13 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
     cdef double first[COLUMNS]
     cdef double second[COLUMNS]
     cdef double again[COLUMNS]
+    cdef real values[COLUMNS]
     cdef double a, q, delta, count = block.weight
     cdef double share = count / (before + count)
     # Accumulators of type real have overflowed or underflowed: where products are next to nothing they may have
-    # vanished. Where nothing at all is left, as of a channel that is 0, the values are looked at. (`small`: around a
-    # larger shift no two differ by so little that the square vanishes.)
+    # vanished. (They are nothing in a constant channel, too.)
     cdef double tiny = 1e-30 if sizeof(real) == 4 else 1e-290
-    cdef double small = 1e-15 if sizeof(real) == 4 else 1e-145
-    cdef bint plain = not gates(job)
+    cdef double unsure = UNSURE
     cdef double most = LARGEST_DOUBLE
     cdef double *means = partial_sums(job, piece, c0)
     cdef double *squares = means + job.pitch
@@ -1081,26 +1107,26 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
     for c in range(tile):
         a = first[c]
         q = second[c]
-        again[c] = 0 if (fabs(a) <= most) & (fabs(q) <= most) else 1
+        again[c] = unsure if fabs(q) < tiny else 0.0
+        again[c] = again[c] if (fabs(a) <= most) & (fabs(q) <= most) else 1.0
         if backward:
-            again[c] = 1 if (fabs(q) < tiny) & ((a != 0) | (q != 0)) else again[c]
-            again[c] = UNSURE if (a == 0) & (q == 0) & plain else again[c]
             second[c] = q - (job.mean[c0 + c] - <double> shift[c]) * a
         else:
             # Sum and squares -> mean and m2. They are useless if the shift is more than 1.7 standard deviations off (m2
             # would be the small difference of large numbers), or if squares vanished though the values differ.
-            again[c] = 1 if (fabs(q) < tiny) & (q != 0) else again[c]
-            again[c] = UNSURE if (q == 0) & (fabs(shift[c]) < small) else again[c]
             a = a / count
             delta = a if sizeof(real) == 8 else a - <double> shift[c]
-            again[c] = 1 if count * delta * delta > 0.75 * q else again[c]
+            again[c] = 1.0 if count * delta * delta > 0.75 * q else again[c]
             first[c] = <double> shift[c] + a if sizeof(real) == 8 else a
             second[c] = q - count * delta * delta
     if cybn_outside(again, tile, 0, 0):
         for c in range(tile):
-            if again[c] == UNSURE:
-                again[c] = (differs[real](&job.dy, job, block, c0 + c, 0) if backward
-                            else differs[real](&job.x, job, block, c0 + c, shift[c]))
+            values[c] = 0 if backward else shift[c]
+            if backward and again[c] == UNSURE and (first[c] != 0 or gates(job)):
+                # (An activation or a mask may have stopped all of a channel: no need to look.)
+                again[c] = first[c] != 0
+        look_again(&job.dy if backward else &job.x, job, block, c0, tile, values, again)
+        for c in range(tile):
             if again[c] != 0:
                 repair_block(job, block, c0 + c, &first[c], &second[c], backward, kind)
     if backward:
@@ -1134,6 +1160,43 @@ cdef double weight_before(const Job *job, Py_ssize_t index) noexcept nogil:
     return weight
 
 
+cdef double close_blocks(const Job *job, Py_ssize_t index, Py_ssize_t side, Py_ssize_t c0, double before,
+                         const Columns *columns, const double *sums, const double *products, const real *shift,
+                         bint backward, real *kind) noexcept nogil:
+    """`side` blocks whose columns stand side by side. `before`: the weights that stand before the first in its slice;
+    return that of the block that follows the last."""
+    cdef Block block
+    cdef double *partial
+    cdef Py_ssize_t b, c, piece
+    for b in range(side):
+        open_block(job, index + b, &block)
+        piece = slice_of(job, index + b)
+        if index + b == slice_start(job, piece):
+            before = 0
+            partial = partial_sums(job, piece, c0)
+            for c in range(columns.tile):
+                partial[c] = 0
+                partial[job.pitch + c] = 0
+        if backward or block.weight != 0:
+            close_block(job, &block, c0, piece, before, columns, sums + b * columns.count,
+                        products + b * columns.count, shift if backward else shift + b * columns.tile, backward, kind)
+        before += block.weight
+    return before
+
+
+cdef inline void widen_sums(Py_ssize_t n, bint further, bint backward, double *sums, double *products, real *dy_sums,
+                            real *dots) noexcept nogil:
+    """Sums of the input's type to those in double, `further` than the first ones; they begin again."""
+    cdef Py_ssize_t j
+    for j in range(n):
+        products[j] = products[j] + dots[j] if further else dots[j]
+        dots[j] = 0
+    if backward:
+        for j in range(n):
+            sums[j] += dy_sums[j]
+            dy_sums[j] = 0
+
+
 cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t first, Py_ssize_t stop,
                              Py_ssize_t then, bint backward, real *kind, features *what) noexcept nogil:
     """The blocks [first, stop), one after the other, of a slice; or side by side, of a run or of a few whole ones.
@@ -1152,7 +1215,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Panel panel, walk
     cdef const real *x
     cdef const real *dy
-    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, b, index, piece, ahead, tile = c1 - c0
+    cdef Py_ssize_t x_pitch, dy_pitch, rows, j, r, b, index, ahead, tile = c1 - c0
     cdef Columns columns = layout_columns(job, tile)    # of a block
     cdef Columns beside = columns                       # of all blocks that are taken side by side
     cdef Columns single = layout_columns(job, 1)
@@ -1160,11 +1223,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t pieces = min(side, job.blocks_inner)    # of a run
     cdef Py_ssize_t run, place      # the first block of a run, and the columns of a panel
     cdef double before = 0
-    cdef double *partial
     cdef bint more, folded, whole, gated = features is short and backward
     cdef bint masked = features is short and job.mask != NULL
     cdef bint weighted = features is short and job.weights != NULL and not backward
-    cdef real w_stage[FOLDED * UNWRAPPED]   # (more than a panel and LANES)
+    # Weights of FOLDED rows; or flags of a panel, a byte each: no more than STATS_ROWS rows of COLUMNS.
+    cdef real w_stage[FOLDED * UNWRAPPED]
     cdef real gate[4 * TABLE]
     cdef const flag *flags = NULL
     cdef Py_ssize_t flags_pitch = 0
@@ -1310,7 +1373,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 ahead -= max(panel.rows - 2, 0) * panel.pitch
                 all_set = panel.cols
                 if masked:
-                    cybn_bound_flags(flags, panel.cols, LANES, &all_set, &end)
+                    cybn_bound_flags(flags, panel.cols, &all_set, &end)
                 for r in range(panel.rows if all_set > 0 else 0):
                     j = (place + r) * LANES
                     if residual != NULL:
@@ -1333,17 +1396,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                                BY_MASK if backward else COUNTED, further)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
-                if not folded:
-                    for j in range(beside.count):
-                        products[j] = dots[j]
-                else:
-                    for j in range(beside.count):
-                        products[j] += dots[j]
-                for j in range(beside.count if more else 0):
-                    dots[j] = 0
-                for j in range(beside.count if backward else 0):
-                    sums[j] += dy_sums[j]
-                    dy_sums[j] = 0
+                widen_sums(beside.count, folded, backward, sums, products, dy_sums, dots)
                 rows = 0
                 folded = True
             b += side > 1
@@ -1352,29 +1405,36 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 if panel.channel == tile - 1:
                     run += pieces
             panel = walk
-        for b in range(side):
-            piece = slice_of(job, index)
-            if index == slice_start(job, piece):
-                before = 0
-                partial = partial_sums(job, piece, c0)
-                for j in range(tile):
-                    partial[j] = 0
-                    partial[job.pitch + j] = 0
-            elif index == first:
-                before = weight_before(job, index)
-            if side > 1:
-                open_block(job, index, &block)
-            if backward or block.weight != 0:
-                close_block(job, &block, c0, piece, before, &columns, sums + b * columns.count,
-                            products + b * columns.count, &shift[0 if backward else b * tile], backward, kind)
-            before += block.weight
-            index += 1
+        before = close_blocks(job, index, side, c0, weight_before(job, index) if index == first else before, &columns,
+                              sums, products, shift, backward, kind)
+        index += side
+
+
+cdef void make_tables(const Job *job, Py_ssize_t c0, Py_ssize_t n, const Columns *columns, bint rows, bint scaled,
+                      bint backward, real *table) noexcept nogil:
+    """Center, scale, offset, slope, factor; per channel, or for rows per column."""
+    cdef Py_ssize_t j
+    for j in range(n):
+        table[j] = <real> job.center[c0 + j]
+        table[TABLE + j] = <real> job.scale[c0 + j]
+        table[2 * TABLE + j] = to_offset(job.offset[c0 + j], job.center[c0 + j], table[j],
+                                         job.slope[c0 + j] if backward else job.scale[c0 + j])
+    if backward:
+        for j in range(n):
+            table[3 * TABLE + j] = <real> job.slope[c0 + j]
+    if scaled:
+        for j in range(n):
+            table[4 * TABLE + j] = <real> job.factor[c0 + j]
+    if sizeof(real) == 4 and cybn_outside(job.scale + c0, n, -LARGEST_FLOAT, LARGEST_FLOAT):
+        for j in range(n):
+            table[TABLE + j] = to_scale(job.scale[c0 + j], table)
+    if rows:
+        spread_tables(columns, table, 5 if scaled else 4 if backward else 3)
 
 
 cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize_t piece, Py_ssize_t stop,
                           bint backward, real *kind, features *what) noexcept nogil:
-    # One after the other: center, scale, offset, slope, factor; per channel, or for rows per column.
-    cdef real room[7 * TABLE]    # nothing else is near
+    cdef real room[7 * TABLE]    # nothing else is near the tables
     cdef real *table = room + TABLE
     cdef real x_stage[PANEL]
     cdef real dy_stage[PANEL]
@@ -1444,22 +1504,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         budget = MANY
     elif not rows and unstaged and (backward or not masked):     # (what is zeroed is still in L1)
         budget = MANY
-    for j in range(n):
-        table[j] = <real> job.center[c0 + j]
-        table[TABLE + j] = <real> job.scale[c0 + j]
-        table[2 * TABLE + j] = to_offset(job.offset[c0 + j], job.center[c0 + j], table[j],
-                                         job.slope[c0 + j] if backward else job.scale[c0 + j])
-    if backward:
-        for j in range(n):
-            table[3 * TABLE + j] = <real> job.slope[c0 + j]
-    if scaled:
-        for j in range(n):
-            table[4 * TABLE + j] = <real> job.factor[c0 + j]
-    if sizeof(real) == 4 and cybn_outside(job.scale + c0, n, -LARGEST_FLOAT, LARGEST_FLOAT):
-        for j in range(n):
-            table[TABLE + j] = to_scale(job.scale[c0 + j], table)
-    if rows:
-        spread_tables(&columns, table, 5 if scaled else 4 if backward else 3)
+    make_tables(job, c0, n, &columns, rows, scaled, backward, table)
     if features is short:
         if (gated and job.activation != 0 and job.gate == NULL) or extras.gate != NULL:
             open_gate[real](job, c0, &columns, rows, gate)

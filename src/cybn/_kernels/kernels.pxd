@@ -16,7 +16,7 @@ cdef extern from "vectors.h":
     Weights cybn_weigh_double(const double *weights, Py_ssize_t n) noexcept nogil
     void cybn_flag(const char *values, signed char *flags, Py_ssize_t n) noexcept nogil
     double cybn_count_flags(const signed char *flags, Py_ssize_t n) noexcept nogil
-    void cybn_bound_flags(const signed char *flags, Py_ssize_t n, Py_ssize_t lanes, Py_ssize_t *whole,
+    void cybn_bound_flags(const signed char *flags, Py_ssize_t n, Py_ssize_t *whole,
                           Py_ssize_t *end) noexcept nogil
 
 cdef extern from "gate.h":

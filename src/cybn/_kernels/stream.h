@@ -53,7 +53,6 @@ static inline void cybn_fetch(const void *p, size_t n) {
 
 /* Streaming stores are weakly ordered: before other threads may read, they must be done. */
 static inline void cybn_stream_end(void) { _mm_sfence(); }
-#define CYBN_CAN_STREAM 1
 #else
 static inline void cybn_stream(void *to, const void *from, size_t n, const void *next, const void *other) {
     (void)next;
@@ -65,7 +64,6 @@ static inline void cybn_fetch(const void *p, size_t n) {
     (void)n;
 }
 static inline void cybn_stream_end(void) {}
-#define CYBN_CAN_STREAM 0
 #endif
 
 #endif

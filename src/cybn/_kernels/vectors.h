@@ -87,12 +87,11 @@ static inline double cybn_count_flags(const signed char *flags, ptrdiff_t n) {
     return (double)count;
 }
 
-/* Of n flags: *whole, a multiple of `lanes` or n, before which all are set, and *end, ditto, from which on none is.
+/* Of n flags: *whole, a multiple of 16 (lanes.h) or n, before which all are set, and *end, ditto, from which on none is.
    What is left after the last multiple stays together. */
-static inline void cybn_bound_flags(const signed char *flags, ptrdiff_t n, ptrdiff_t lanes, ptrdiff_t *whole,
-                                    ptrdiff_t *end) {
+static inline void cybn_bound_flags(const signed char *flags, ptrdiff_t n, ptrdiff_t *whole, ptrdiff_t *end) {
     const signed char *first = (const signed char *)memchr(flags, 0, (size_t)n);
-    const ptrdiff_t rows = n / lanes * lanes;
+    const ptrdiff_t lanes = 16, rows = n / lanes * lanes;
     ptrdiff_t last = n;
     long long eight;
     *whole = first ? (first - flags) / lanes * lanes : n;
