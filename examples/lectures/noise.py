@@ -164,7 +164,10 @@ def verdicts(m):
         [abs(fitted + 0.5).max() < 0.05, regularizes, more and accuracy[1] >= accuracy[0] - 1],
         f"The errors fall as 1/sqrt(m) (slopes {fitted[0]:.2f} and {fitted[1]:.2f}). Statistics over 64 instead of 512 "
         f"of the same examples lessen the gap by {by_64}, instead of 256 by {by_64_of_256}. Dropout beside "
-        f"them lessens it by {by_dropout}, at {accuracy[1]:.1f} instead of {accuracy[0]:.1f} % accuracy.",
+        f"them lessens it by {by_dropout}, at {accuracy[1]:.1f} instead of {accuracy[0]:.1f} % accuracy. "
+        "(Beside no layer at all none of it is seen here: the gap is "
+        f"{np.median(gap(m, 'without the layer')):.4f} "
+        f"without, {np.median(gap(m, 'groups of 64')):.4f} with groups of 64.)",
     )
 
 

@@ -19,13 +19,14 @@ CLAIMS = {
     "L6": "Any constant added to z is subtracted again: the bias b is redundant, drop it; beta takes its place.",
 }
 
+SHADES = ("#D9A0C4", PURPLE, "#8A3A66")  # of one purple, the first layer's the lightest
 PLACES = {  # which of the three layers have it, whether after the activation; how it is drawn
     "without": (False, False, {"color": ORANGE, "linestyle": "--", "marker": "o"}),
     "before the activation": (True, False, {"color": BLUE, "linestyle": "-", "marker": "o"}),
     "after the activation": (True, True, {"color": GREEN, "linestyle": "-.", "marker": "o"}),
-    "before the first alone": ((True, False, False), False, {"color": PURPLE, "linestyle": ":", "marker": "$1$"}),
-    "before the second alone": ((False, True, False), False, {"color": PURPLE, "linestyle": ":", "marker": "$2$"}),
-    "before the third alone": ((False, False, True), False, {"color": PURPLE, "linestyle": ":", "marker": "$3$"}),
+    "before the first alone": ((True, False, False), False, {"color": SHADES[0], "linestyle": ":", "marker": "v"}),
+    "before the second alone": ((False, True, False), False, {"color": SHADES[1], "linestyle": ":", "marker": "s"}),
+    "before the third alone": ((False, False, True), False, {"color": SHADES[2], "linestyle": ":", "marker": "^"}),
 }
 RATES = [0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 CONSTANTS = [0.1, 1, 10, 100, 1e3, 1e4, 1e5, 1e6]

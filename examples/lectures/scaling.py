@@ -12,7 +12,7 @@ and test.
 from functools import partial
 
 import numpy as np
-from lectures.lecture import SEEDS, WITH, WITHOUT, band, each, figure, first_reached, judge, spread, tumours
+from lectures.lecture import GREEN, SEEDS, WITH, WITHOUT, band, each, figure, first_reached, judge, spread, tumours
 from scipy.optimize import minimize
 
 import cybn
@@ -26,7 +26,6 @@ TWO = ["mean texture", "mean concavity"]
 ROUND = 10  # a condition number up to here
 RATES = 10.0 ** np.arange(-8, 2.1, 0.25)
 STEPS = 500
-SHOWN = 200  # steps of the paths that are drawn
 
 
 def examples(seed, standardized, two):
@@ -146,7 +145,7 @@ def draw(m):
     fig, (raw, round_, curves) = figure(3.4, 1, 3)
     for axes, standardized, style in zip((raw, round_), (False, True), (WITHOUT, WITH), strict=True):
         x, y, _, _ = examples(m["seed"], standardized, True)
-        path = descend(x, y, m["rate"][0, int(standardized), 0], SHOWN)
+        path = descend(x, y, m["rate"][0, int(standardized), 0], STEPS)
         least = minimum(x, y)
         low, high = np.minimum(path.min(axis=0), least), np.maximum(path.max(axis=0), least)
         half = 0.75 * (high - low).max()
@@ -156,12 +155,12 @@ def draw(m):
         axes.contour(*sides, surface, levels=levels, cmap="cividis", linewidths=0.8)
         axes.plot(*path.T, color=style["color"], marker=".", markersize=4, linewidth=1)
         axes.plot(*path[0], "ko", label="start")
+        axes.plot(*least, "*", color=GREEN, markersize=13, label="least loss")
         axes.plot(*path[-1], "kD", markersize=4, label=f"after {len(path) - 1} steps")
-        axes.plot(*least, "k*", markersize=9, label="least loss")
         title = "L15: standardized" if standardized else "L15: as they are"
         axes.set(title=title, xlabel=f"weight of {TWO[0]}", aspect="equal")
+        axes.set_ylabel(f"weight of {TWO[1]}")
         axes.grid(False)
-    raw.set_ylabel(f"weight of {TWO[1]}")
     fig.legend(*round_.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8)
     for layer, (style, label) in enumerate(((WITHOUT, "as they are"), (WITH, "standardized"))):
         band(curves, m["steps"], m["loss"][:, layer, 1], **(style | {"label": label}))

@@ -153,6 +153,9 @@ def verdicts(m):
     )
 
 
+SHADES = (("#F0A878", ORANGE, "#7A3600"), ("#6FB7E3", BLUE, "#003A5C"))  # of the two layers' colours
+
+
 def draw(m):
     fig, panels = figure(7.6, mosaic=[["L16", "L16", "L17", "L17"], ["L18", "L18", "without", "with"]])
     for layer, style in enumerate((WITHOUT, WITH)):
@@ -162,8 +165,10 @@ def draw(m):
         for i, (times, marker) in enumerate(zip(MULTIPLES, "os^", strict=True)):
             middle = np.median(m["multiples"][:, layer, i], axis=0)
             label = f"{NAMES[layer]}, rate x {times}"
+            # The larger the rate, the darker; markers of different curves at different steps.
+            shade = {"color": SHADES[layer][i], "linewidth": 1.2, "markersize": 6}
             panels["L17"].plot(
-                m["steps"], middle, marker=marker, markevery=8, **(style | {"label": label, "linewidth": 1.2})
+                m["steps"], middle, marker=marker, markevery=(2 + 3 * i, 9), **(style | {"label": label} | shade)
             )
         band(panels["L18"], m["scales"], deep(m, layer)[1], marker="o", **style)
         draw_grid(panels[NAMES[layer]], m, layer)
