@@ -22,7 +22,7 @@ serve-uvicorn  = WEB_CONCURRENCY=1 SERVICE_THREADS=$(WORKERS) \
 SOURCES := setup.py pyproject.toml $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.px[di]' -o -name '*.pyi' -o -name '*.h')
 
 .PHONY: demo lectures service load test test-large sanitize tsan valgrind bench dashboard bench-compare test-dashboard compare latency \
-	performance plots lint clean
+	performance plots docs lint clean
 
 demo: $(VENV)/.installed $(VENV)/.examples  ## train on handwritten digits, with and without batch normalization
 	$(BIN)/python examples/digits.py
@@ -82,6 +82,9 @@ performance: .venv-compare/.installed  ## measure what docs/performance.md shows
 
 plots: $(VENV)/.created $(VENV)/.plots  ## draw docs/performance/ again from the saved results
 	$(BIN)/python benchmarks/plots.py
+
+docs: $(VENV)/.installed $(VENV)/.docs  ## every public name, its signature and docstring: build/docs/index.html
+	$(BIN)/python -m pdoc --docformat numpy --output-directory build/docs cybn
 
 lint: $(VENV)/.dev  ## what pre-commit runs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src

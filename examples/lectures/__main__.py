@@ -41,8 +41,8 @@ scripts are in [examples/lectures](../examples/lectures), the networks that they
 
 Figures are medians over several seeds, with their range in brackets or as a band, unless they say otherwise. A verdict
 says what was seen here, on small networks and small data; it is no proof of a claim, nor against it. "The paper" is
-Ioffe and Szegedy, "Batch Normalization" (2015), "the textbook" Goodfellow, Bengio and Courville, *Deep Learning* (2016),
-section 8.7.1; later work is cited where it is measured.
+Ioffe and Szegedy, "Batch Normalization" (2015), "the textbook" Goodfellow, Bengio and Courville, *Deep Learning*
+(2016), section 8.7.1; later work is cited where it is measured.
 
 | claim | verdict | |
 |---|---|---|

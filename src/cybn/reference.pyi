@@ -2,6 +2,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from cybn.functional import batch_norm as batch_norm
 from cybn.functional import batch_norm_apply as batch_norm_apply
@@ -17,4 +18,4 @@ class Moments(NamedTuple):
     m2: npt.NDArray[np.float64]
     def var(self, correction: int = 0) -> npt.NDArray[np.float64]: ...
     def invstd(self, eps: float = 1e-05) -> npt.NDArray[np.float64]: ...
-    def merge(self, *others: Moments) -> Moments: ...
+    def merge(self, *others: Self) -> Self: ...
