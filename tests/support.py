@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 import cybn
+from cybn import _kernels
 
 DTYPES = (np.float32, np.float64)
 FUNCTIONS = {name: getattr(cybn, name) for name in cybn.reference.__all__ if name.startswith("batch_norm")}
@@ -22,6 +23,9 @@ WITH_OUT = [name for name, function in FUNCTIONS.items() if "out" in inspect.sig
 VARIANTS = [(name, mode) for name in FUNCTIONS for mode in ((True, False) if name in TRAINABLE else (None,))]
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+# For tests of what is the same code in all builds: instead of the fixture's every one.
+one_build = pytest.mark.parametrize("kernels", [_kernels.default], indirect=True)
+
 every_variant = pytest.mark.parametrize(
     ("name", "training"), VARIANTS, ids=[n if t is None else f"{n}-{'train' if t else 'eval'}" for n, t in VARIANTS]
 )

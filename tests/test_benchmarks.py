@@ -87,8 +87,8 @@ def test_limits_are_ratios(load, monkeypatch):
     monkeypatch.setattr(limits, "NETWORKS", {"small": [((4, 8), 1), ((2, 3, 4, 4), 2)]})
     benchmark = limits.Limits()
     benchmark.setup("training", "small")
-    assert 0 < benchmark.track_copy_fraction("training", "small") < np.inf
-    assert 0 < benchmark.track_speedup("training", "small") < np.inf
+    assert 0 < benchmark.track_time_of_a_copy("training", "small") < np.inf
+    assert 0 < benchmark.track_time_of_the_reference("training", "small") < np.inf
 
 
 def test_the_two_configurations_measure_the_same():

@@ -476,6 +476,35 @@ def test_running_var_is_unbiased_where_one_weight_is_nearly_all(dtype, small):
 
 
 @dtypes
+def test_what_has_no_weight_does_not_show_in_a_constant_channel(dtype):
+    """Whose squares are nothing, so that it is looked at: but not at these."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        x = np.full((40, 3), rng.normal() * 10.0 ** rng.integers(-10, 12), dtype)
+        w = rng.random(40).astype(dtype)
+        w[::4] = 0
+        holes = x.copy()
+        holes[::4] = 7
+        whole, other = (cybn.batch_norm_stats(a, sample_weight=w) for a in (x, holes))
+        assert bits(whole[1:]) == bits(other[1:])
+        assert (other.m2 >= 0).all()
+        masked = cybn.batch_norm_stats(holes, mask=w > 0)
+        assert (masked.m2 == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(64, 4, 64), (64, 4)])
+def test_a_full_mask_changes_no_bit_where_products_vanish(shape):
+    x = np.where(np.random.default_rng(0).random(shape) < 0.5, -1e-25, 1e-25).astype(np.float32)
+    x[: len(x) // 2] = -x[len(x) // 2 :]  # sums of exactly 0
+    plain, masked = cybn.BatchNorm(4, eps=1e-55), cybn.BatchNorm(4, eps=1e-55)
+    y = plain(x)
+    assert bits([masked(x, mask=np.ones((len(x), *shape[2:]), bool))]) == bits([y])
+    assert np.abs(y).max() == pytest.approx(1, rel=1e-4)
+    assert bits([plain.backward(x), plain.grad_weight]) == bits([masked.backward(x), masked.grad_weight])
+    assert (plain.grad_weight > 0).all()
+
+
+@dtypes
 def test_the_scale_of_weights_does_not_show(dtype):
     rng = np.random.default_rng(0)
     x, g = rng.normal(size=(2, 9, 4, 5)).astype(dtype)
@@ -504,7 +533,7 @@ def test_weights_of_no_ordinary_size_are_refused(dtype, least):
 
 def test_weights_that_vanish_during_a_call_do_not_hang_it():
     x = np.random.default_rng(0).normal(size=(8, 4, 6)).astype(np.float32)
-    w = np.ones(8, np.float32)
+    w = np.ones((8, 6), np.float32)  # as the kernels read it: not copied
 
     class Residual:
         def __array__(self, dtype=None, copy=None):
@@ -978,8 +1007,18 @@ def test_in_place_a_view_of_another_class_is_x_itself(tmp_path):
     x = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(6, 3, 5))
     x[...] = problem((6, 3, 5))["x"]
     want = cybn.BatchNorm(3)(np.array(x))
-    assert cybn.BatchNorm(3, in_place=True)(x, out=x) is x
+    layer = cybn.BatchNorm(3, in_place=True)
+    assert layer(x, out=x) is x
     assert bits([np.asarray(x)]) == bits([want])
+    g = np.lib.format.open_memmap(tmp_path / "g.npy", mode="w+", dtype=np.float32, shape=(6, 3, 5))
+    assert layer.backward(g, out=g) is g
+
+
+def test_in_place_what_is_no_array_is_not_written_to():
+    x = problem((6, 3, 5))["x"].astype(np.float64).tolist()
+    layer = cybn.BatchNorm(3, in_place=True, dtype=np.float64)
+    with raises(ValueError, "out must be None or x itself in place, got another array"):
+        layer(x, out=x)
 
 
 @pytest.mark.parametrize("spoil", ["weight", "bias", "errstate"])

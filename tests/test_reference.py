@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import dtypes
+from support import dtypes, raises
 
 import cybn
 from cybn import reference
@@ -155,6 +155,21 @@ def test_merging_nothing_and_empty_moments():
         assert same.mean.tobytes() == moments.mean.tobytes()
         assert same.m2.tobytes() == moments.m2.tobytes()
     assert empty.merge(empty).count == 0
+
+
+def test_moments_of_other_channels_are_not_merged():
+    for channels in (1, 4):
+        other = cybn.batch_norm_stats(np.ones((5, channels)))
+        message = f"others must have the shape of the moments that they are merged with, (3,), got ({channels},)"
+        with raises(ValueError, message):
+            cybn.batch_norm_stats(X).merge(other)
+
+
+def test_counts_of_four_billion_merge():
+    """As an all-reduce returns them, int64: their product does not fit."""
+    count = np.int64(4_000_000_000)
+    one, two = (cybn.Moments(count, np.array([mean]), np.array([0.0])) for mean in (1.0, 3.0))
+    assert one.merge(two).m2.tolist() == [8e9]
 
 
 def test_merging_is_independent_of_the_order():

@@ -42,6 +42,14 @@ def test_one_context_may_serve_several_threads(process_threads):
         assert pool.submit(cybn.get_num_threads).result() == 5
 
 
+def test_a_context_is_left_where_it_was_entered(process_threads):
+    context = cybn.num_threads(2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(context.__enter__).result()
+        with raises(RuntimeError, "num_threads must be left by the thread that has entered it"):
+            context.__exit__(None, None, None)
+
+
 def test_the_context_is_for_its_block(process_threads):
     cybn.set_num_threads(5)
     with cybn.num_threads(3) as context:

@@ -10,7 +10,7 @@ cdef struct Layout:
     int rank        # x's own
     int type
 
-cdef ndarray view_array(object value, str name, bint writeable)
+cdef ndarray view_array(object value, str name, bint writeable, str wanted=*)
 cdef ndarray as_data(object value, str name)
 cdef ndarray as_same(object value, str name, ndarray x)
 cdef ndarray as_out(object out, ndarray x, ndarray grad_output)

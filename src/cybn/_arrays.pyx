@@ -44,13 +44,14 @@ cdef bint is_real(ndarray a):
     return (dtype == cnp.NPY_FLOAT32 or dtype == cnp.NPY_FLOAT64) and PyArray_ISNOTSWAPPED(a)
 
 
-cdef ndarray view_array(object value, str name, bint writeable):
+cdef ndarray view_array(object value, str name, bint writeable, str wanted=None):
     """`value` as a plain ndarray; without a copy if it is to be written to."""
     if type(value) is ndarray:
         return value
-    cdef str wanted = "bool" if name == "mask" else "float32 or float64"
+    if wanted is None:
+        wanted = "a bool array" if name == "mask" else "a float32 or float64 array"
     if issubclass(type(value), np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a {wanted} array, got a masked array (its mask would be lost)")
+        raise TypeError(f"{name} must be {wanted}, got a masked array (its mask would be lost)")
     kind = type(value).__name__
     try:
         if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
@@ -61,7 +62,7 @@ cdef ndarray view_array(object value, str name, bint writeable):
     except Exception as error:      # of the object, which may raise what it likes
         if writeable:
             raise TypeError(f"{name} must be viewable as an array without a copy, got {kind}") from error
-        raise TypeError(f"{name} must be a {wanted} array, got {kind} ({error})") from error
+        raise TypeError(f"{name} must be {wanted}, got {kind} ({error})") from error
 
 
 cdef ndarray as_data(object value, str name):

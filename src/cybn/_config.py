@@ -1,11 +1,15 @@
 """What this cybn is: version, compiler, kernels, threads."""
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from cybn import _kernels, _memory, _ops, _schedule, _threads
 from cybn._version import __version__
 
 
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
     """Print, or return, how this cybn was built and how it will run.
 

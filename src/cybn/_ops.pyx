@@ -341,12 +341,8 @@ cdef int read_activation(Call call, object activation, object negative_slope) ex
 
 
 cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) except -1:
-    """mask or sample_weight, if there is one: the job's, and their sum as the count.
-
-    Of a sum that is no ordinary number of x's type, quotients and products with gradients would leave the type.
-    """
+    """mask or sample_weight, if there is one: the job's, and their sum as the count."""
     cdef Weights found
-    cdef double least = 1e-140 if call.type else 1e-18
     if mask is None and sample_weight is None:
         return 0
     call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout)
@@ -366,9 +362,6 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) e
     check_weight_values(call.weights, &found)
     if call.size > 0 and found.sum == 0:
         raise ValueError("sample_weight must have a positive value, got zeros only")
-    if call.size > 0 and not least <= found.sum <= 1 / least:
-        raise ValueError(f"sample_weight must add up to a number from {least:g} to {1 / least:g} in "
-                         f"{'float64' if call.type else 'float32'}, got {found.sum:g}")
     call.job.positive = found.least > 0
     call.pairs = found.pairs
     return 0
@@ -378,6 +371,15 @@ cdef int check_weights(Call call, ndarray out) except -1:
     """They are read until the end."""
     if call.weights is not None:
         check_apart(out, "out", call.weights, "sample_weight")
+    return 0
+
+
+cdef int check_total(Call call) except -1:
+    """Of weights in statistics: with a sum that is no ordinary number of x's type, quotients of sums would leave it."""
+    cdef double least = 1e-140 if call.type else 1e-18
+    if call.job.weights != NULL and call.size > 0 and not least <= call.v.count <= 1 / least:
+        raise ValueError(f"sample_weight must add up to a number from {least:g} to {1 / least:g} in "
+                         f"{'float64' if call.type else 'float32'}, got {call.v.count:g}")
     return 0
 
 
@@ -458,9 +460,9 @@ cdef void set_unit(double *mean, double *var, Py_ssize_t n) noexcept:
 
 # ------------------------------------------------------------------------------------------------------------- entries
 
-def view(value, name):
-    """`value` as an array that later calls need not convert again."""
-    return view_array(value, name, False)
+def view(value, name, wanted=None):
+    """`value` as an array that later calls need not convert again. `wanted`: what errors say that it should be."""
+    return view_array(value, name, False, wanted)
 
 
 cdef inline object given(object out, ndarray result):
@@ -511,10 +513,13 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         # (When training it is kept for the update, where the backward pass would keep something else.)
         read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.gate_center)
     if train:
+        check_total(call)
         if call.size > 0 and single(call):
             raise ValueError(f"Expected more than 1 value per channel when training, "
                              f"got input shape {(<object> data).shape}"
-                             + ("" if call.count == 1 else " with 1 value of positive weight"))
+                             + ("" if call.count == 1 else " with 1 value of positive weight"
+                                if call.job.mask != NULL or np.count_nonzero(call.weights) == 1
+                                else " with weights of which one is all the others' sum to the last digit"))
         if track:
             mean_array = as_running(running_mean, "running_mean", call.channels)
             var_array = as_running(running_var, "running_var", call.channels)
@@ -583,6 +588,8 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     read_statistics(call, save_mean, "save_mean", save_invstd, "save_invstd")
     read_activation(call, activation, negative_slope)
     read_weights(call, data, mask, sample_weight)
+    if train:
+        check_total(call)
     dx = as_out(out, data, dy)
     check_weights(call, dx)
     open_gate(call, output, gate, data, dx)
@@ -606,6 +613,7 @@ def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
     cdef ndarray data = as_data(x, "x")
     cdef Call call = open_call(data, axis, num_threads)
     read_weights(call, data, mask, sample_weight)
+    check_total(call)
     if call.job.block_weights != NULL and call.v.count == 0:
         return 0, np.zeros(call.channels), np.zeros(call.channels)
     mean, m2 = give_vector(call, &call.v.mean), give_vector(call, &call.v.m2)
@@ -673,6 +681,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     read_vector(sum_dy_xmu, "sum_dy_xmu", call.channels, v.sum_dy_xmu)
     read_activation(call, activation, negative_slope)
     read_weights(call, data, mask, sample_weight)
+    check_total(call)
     v.count = real_number(count, "count")
     if not v.count > 0 or not isfinite(v.count):
         raise ValueError(f"count must be a positive number of values per channel, got {count}")
@@ -719,7 +728,8 @@ cdef class Layer:
         y = apply(call, data, NULL, self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
                   to)
         if self._saved is not None:
-            self._keep(None)
+            with self._lock:
+                self._keep(None)
         return given(out, y)
 
     cdef Coefficients find_coefficients(self, double eps, Py_ssize_t channels):

@@ -78,7 +78,7 @@ static struct {
     pthread_cond_t wanted, finished;
     cybn_task *tasks;
     int room;               /* of all tasks (atomic; changes under the lock) */
-    int helpers;            /* threads that were started */
+    int helpers;            /* threads that were started (atomic; changes under the lock) */
     int away;               /* those that stay away for a while (atomic) */
     long long ended;        /* when the last call ended (atomic) */
     long helped;            /* how often one took part (atomic) */

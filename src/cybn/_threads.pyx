@@ -208,7 +208,10 @@ class num_threads:
 
     def __exit__(self, *exc_info):
         global cybn_local_threads
-        cybn_local_threads = self._here.before.pop()
+        before = self._here.__dict__.get("before")
+        if not before:
+            raise RuntimeError("num_threads must be left by the thread that has entered it")
+        cybn_local_threads = before.pop()
 
 
 # The outermost level of the list that it may be. What is no number is OpenMP's to complain about.

@@ -91,8 +91,8 @@ def batch_norm(
         Weights w >= 0 of the elements in the statistics, of any shape that `mask` may have, rounded to x's dtype:
         ``mu = sum w x / sum w``, ``sigma^2 = sum w (x - mu)^2 / sum w``, as ``numpy.average``. `running_var` receives
         ``sum w (x - mu)^2 / (sum w - correction sum w^2 / sum w)``, as ``numpy.cov`` with aweights: it does not depend
-        on the scale of the weights, and weights of 0 and 1 are a mask. They must add up to a number from 1e-18 to 1e18
-        (float64: 1e-140 to 1e140). Not together with `mask`. Evaluation does not use them.
+        on the scale of the weights, and weights of 0 and 1 are a mask. In training they must add up to a number from
+        1e-18 to 1e18 (float64: 1e-140 to 1e140). Not together with `mask`. Evaluation does not use them.
     masked_output : {"normalize", "zero"}, default "normalize"
         What becomes of the masked elements: the same as of the others, or 0.
 

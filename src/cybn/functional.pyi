@@ -102,7 +102,7 @@ def batch_norm_backward_reduce(
     *,
     axis: SupportsIndex = 1,
     num_threads: SupportsIndex | None = None,
-    invstd: npt.ArrayLike = None,
+    invstd: npt.ArrayLike | None = None,
     weight: npt.ArrayLike | None = None,
     bias: npt.ArrayLike | None = None,
     activation: _Activation = None,

@@ -20,7 +20,7 @@ IN_PLACE_SLOPES = 1e-6, 1e6
 """The smallest and the largest `negative_slope` in place: products with it and with its inverse stay in float32."""
 
 MOST_FEATURES = 2**48
-MOST_BATCHES = 2**63 - 1
+MOST_BATCHES = 2**62  # that may be loaded; state_dict has an int64
 
 _layers = WeakValueDictionary()  # all there are, by id: a subclass may have an __eq__ and no hash
 
@@ -114,7 +114,8 @@ class BatchNorm(_ops.Layer):
     threads wait for one another. A pass may be one thread's and its `backward` another's; but a thread whose own pass
     has been replaced before it went backward is refused.
 
-    A subclass may override `forward`, which is then what a call runs.
+    A subclass may override `forward`, which is then what a call runs (unless it, or a base of it, has a `__call__` of
+    its own); it goes on with ``super().forward``.
 
     Examples
     --------
@@ -263,7 +264,8 @@ class BatchNorm(_ops.Layer):
             As `cybn.batch_norm`; also for a wrong rank (`BatchNorm1d`, ...) or number of channels. A failed call
             changes nothing.
         """
-        return super().__call__(
+        return _ops.Layer.__call__(
+            self,
             x,
             residual=residual,
             mask=mask,
@@ -311,22 +313,26 @@ class BatchNorm(_ops.Layer):
                     "backward needs a forward before it: call forward(x) in training mode, "
                     "or forward(x, save_for_backward=True) in evaluation mode"
                 )
+            to = out
             if saved.output is not None:
                 # Checked before the result is overwritten: a failed call changes nothing.
-                grad_output, out = _ops.gradient_input(
+                grad_output, to = _ops.gradient_input(
                     grad_output, saved.output, out, num_threads, self.weight, self.bias, self.num_features
                 )
                 saved.x, saved.output = self._restore_input(saved, num_threads), None
             if saved.x is None:
                 raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
             grad_input, grad_weight, grad_bias, *grad_residual = _ops.batch_norm_backward(
-                grad_output, saved.x, saved.mean, saved.invstd, self.weight, saved.training, self.axis, out,
+                grad_output, saved.x, saved.mean, saved.invstd, self.weight, saved.training, self.axis, to,
                 num_threads, self.bias, self.activation, self.negative_slope, None, saved.mask,
                 saved.sample_weight, saved.residual, saved.gate,
             )  # fmt: skip
             saved.used = True
-            if out is not None and np.shares_memory(grad_input, saved.x):
-                saved.x = None
+            if out is not None:
+                if np.shares_memory(grad_input, saved.x):
+                    saved.x = None
+                if isinstance(out, np.ndarray):
+                    grad_input = out
             self.grad_weight = None if self.weight is None else grad_weight
             self.grad_bias = None if self.bias is None else grad_bias
             return (grad_input, *grad_residual) if saved.residual else grad_input
@@ -345,7 +351,7 @@ class BatchNorm(_ops.Layer):
         """Return x, where the result goes, if it can be computed back. `given`: what x is an array of."""
         if residual is not None:
             raise ValueError("residual must be None in place: x cannot be computed from the sum")
-        if out is not None and out is not given and out is not x:
+        if out is not None and out is not x and not (out is given and isinstance(out, np.ndarray)):
             raise ValueError("out must be None or x itself in place, got another array")
         if not x.flags.writeable:
             raise ValueError("x must be writeable in place, got a read-only array")
@@ -448,7 +454,7 @@ class BatchNorm(_ops.Layer):
             raise KeyError(f"state must have the names {sorted(arrays)}, missing {missing}, unexpected {unexpected}")
         new = {}
         for name, array in arrays.items():
-            value = _ops.view(state[name], name)
+            value = _ops.view(state[name], name, "an array of real numbers")
             if value.dtype.kind not in "fiu":
                 raise TypeError(f"{name} must be an array of real numbers, got an array of {value.dtype}")
             if value.shape != np.shape(array):
@@ -459,9 +465,8 @@ class BatchNorm(_ops.Layer):
             raise ValueError(f"running_var must not be negative, got {new['running_var'].min()}")
         counter = None
         if "num_batches_tracked" in state:
-            counter = _integer(
-                "num_batches_tracked", _ops.view(state["num_batches_tracked"], "num_batches_tracked")[()]
-            )
+            counter = _ops.view(state["num_batches_tracked"], "num_batches_tracked", "an integer")[()]
+            counter = _integer("num_batches_tracked", counter)
             if not 0 <= counter <= MOST_BATCHES:
                 raise ValueError(f"num_batches_tracked must be from 0 to {MOST_BATCHES}, got {counter}")
         with self._lock:

@@ -222,10 +222,10 @@ def batch_norm_forward(
         masked_output=masked_output,
     )
     if update:
-        if mask is None and sample_weight is None:
+        if sample_weight is None:
             var = moments.var(correction)
         else:
-            w = np.take(_weights(mask, sample_weight, x, axis), 0, axis)
+            w = np.take(_weights(mask, sample_weight, x, axis), 0, axis).astype(np.float64)
             # sum w - sum w^2 / sum w, without the digits that it loses where one weight is most of the sum.
             pairs = (w.ravel()[1:] * w.ravel().cumsum()[:-1]).sum()
             var = moments.m2 / (2 * pairs / w.sum() if correction else w.sum())

@@ -1019,8 +1019,9 @@ cdef void repair_block(const Job *job, const Block *block, Py_ssize_t c, double 
                 a += w * d
                 q += w * d * d
     first[0] = a if backward else mean + a / block.weight
-    # An infinite m2 is right when the variance exceeds the largest double; inf - inf would make it NaN.
-    second[0] = q if backward or not isfinite(q) else q - a * a / block.weight
+    # An infinite m2 is right when the variance exceeds the largest double; inf - inf would make it NaN. What rounding
+    # leaves of a constant channel must not be negative.
+    second[0] = q if backward or not isfinite(q) else max(q - a * a / block.weight, 0.0)
 
 
 cdef inline double fold(const double *values, Py_ssize_t n) noexcept nogil:
@@ -1053,32 +1054,34 @@ cdef inline void fold_columns(const Columns *columns, const double *values, doub
 
 
 cdef void look_again(const Operand *op, const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t tile,
-                     const real *values, double *again) noexcept nogil:
-    """Of channels that are UNSURE: 1 where the block has another value than this one, else 0."""
+                     const real *values, bint skips, double *again) noexcept nogil:
+    """Of channels that are UNSURE: 1 where the block has another value than this one, else 0. `skips`: not among those
+    of weight 0."""
     cdef int found[COLUMNS]
     cdef const real *x = <const real *> op.data
-    cdef Py_ssize_t o, i, c, flat
-    cdef bint any = False
+    cdef Py_ssize_t o, i, c, flat, unsure = 0
+    cdef bint together
     for c in range(tile):
         found[c] = 0
-        any |= again[c] == UNSURE
-    if not any:
-        return
-    if op.direct and job.inner == 1:
-        for o in range(block.o0, block.o1):     # side by side: as vectors
-            for c in range(tile):
-                found[c] |= x[o * job.channels + c0 + c] != values[c]
+        unsure += again[c] == UNSURE
+    # Rows of channels side by side, as vectors, unless only a few are asked for.
+    together = op.direct and not skips and job.inner == 1 and 8 * unsure > tile
+    for o in range(block.o0, block.o1 if together else block.o0):
+        for c in range(tile):
+            found[c] |= x[o * job.channels + c0 + c] != values[c]
     for c in range(tile):
-        if again[c] == UNSURE:
-            for o in range(block.o0, block.o1 if job.inner > 1 or not op.direct else block.o0):
-                flat = (o * job.channels + c0 + c) * job.inner
-                if op.direct:
-                    for i in range(block.i0, block.i1):
-                        found[c] |= x[flat + i] != values[c]
-                else:
-                    for i in range(block.i0, block.i1):
+        if again[c] != UNSURE:
+            continue
+        for o in range(block.o0, block.o0 if together else block.o1):
+            flat = (o * job.channels + c0 + c) * job.inner
+            if op.direct and not skips:
+                for i in range(block.i0, block.i1):
+                    found[c] |= x[flat + i] != values[c]
+            else:
+                for i in range(block.i0, block.i1):
+                    if not skips or weight_of(job, o, i, <real *> NULL) != 0:
                         found[c] |= element(op, flat + i, <real *> NULL) != values[c]
-            again[c] = found[c]
+        again[c] = found[c]
 
 
 cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssize_t piece, double before,
@@ -1122,10 +1125,11 @@ cdef void close_block(const Job *job, const Block *block, Py_ssize_t c0, Py_ssiz
     if cybn_outside(again, tile, 0, 0):
         for c in range(tile):
             values[c] = 0 if backward else shift[c]
-            if backward and again[c] == UNSURE and (first[c] != 0 or gates(job)):
-                # (An activation or a mask may have stopped all of a channel: no need to look.)
+            if backward and again[c] == UNSURE and (first[c] != 0 or job.activation != 0):
+                # (What an activation has stopped as a whole, a dead unit, is no rarity, and dear to look at.)
                 again[c] = first[c] != 0
-        look_again(&job.dy if backward else &job.x, job, block, c0, tile, values, again)
+        look_again(&job.dy if backward else &job.x, job, block, c0, tile, values,
+                   job.mask != NULL or job.weights != NULL and not backward, again)
         for c in range(tile):
             if again[c] != 0:
                 repair_block(job, block, c0 + c, &first[c], &second[c], backward, kind)
