@@ -531,6 +531,25 @@ def test_weights_of_no_ordinary_size_are_refused(dtype, least):
             bn(x, sample_weight=np.full(8, value, dtype))
 
 
+def test_weights_that_vanish_beside_one_are_none():
+    """Their products with it are less than the least double."""
+    x = np.random.default_rng(0).normal(size=(2, 4))
+    bn = cybn.BatchNorm(4, dtype=np.float64)
+    message = (
+        "Expected more than 1 value per channel when training, got input shape (2, 4) "
+        "with 1 value of weight, beside which those of the others vanish"
+    )
+    with raises(ValueError, message, x, bn.running_var):
+        bn(x, sample_weight=np.array([1e-100, 1e-250]))
+
+
+def test_limits_of_weights_are_for_statistics_that_are_taken():
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    w = np.full(8, 1e20, np.float32)
+    want = cybn.batch_norm(x, np.zeros(4), np.ones(4))
+    assert bits([cybn.batch_norm(x, np.zeros(4), np.ones(4), sample_weight=w)]) == bits([want])
+
+
 def test_weights_that_vanish_during_a_call_do_not_hang_it():
     x = np.random.default_rng(0).normal(size=(8, 4, 6)).astype(np.float32)
     w = np.ones((8, 6), np.float32)  # as the kernels read it: not copied

@@ -519,7 +519,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
                              f"got input shape {(<object> data).shape}"
                              + ("" if call.count == 1 else " with 1 value of positive weight"
                                 if call.job.mask != NULL or np.count_nonzero(call.weights) == 1
-                                else " with weights of which one is all the others' sum to the last digit"))
+                                else " with 1 value of weight, beside which those of the others vanish"))
         if track:
             mean_array = as_running(running_mean, "running_mean", call.channels)
             var_array = as_running(running_var, "running_var", call.channels)

@@ -173,11 +173,8 @@ class BatchNorm(_ops.Layer):
             raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
         self.in_place = _ops.truth(in_place, "in_place")
         least, most = IN_PLACE_SLOPES
-        if (
-            self.in_place
-            and self.activation
-            and not (self.activation != "relu" and least <= self.negative_slope <= most)
-        ):
+        leaky = self.activation == "leaky_relu" and least <= self.negative_slope <= most
+        if self.in_place and self.activation is not None and not leaky:
             slope = f" with negative_slope {self.negative_slope}" if self.activation == "leaky_relu" else ""
             raise ValueError(
                 "activation must have an inverse in place, None or 'leaky_relu' with a negative_slope from "
