@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from lectures.__main__ import anchor
 from mktestdocs import check_md_file
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +23,8 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page):
 
 
 def anchors(page):
-    """Those of its headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """Those of its headings."""
+    return set(map(anchor, re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -32,10 +32,10 @@ def test_links_lead_somewhere(page):
     for link in LINK.findall(page.read_text()):
         if "://" in link:
             continue
-        path, _, anchor = link.partition("#")
+        path, _, part = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        assert not part or part in anchors(target), link
 
 
 def test_there_are_pages_with_code_and_links():

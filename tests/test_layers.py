@@ -527,21 +527,12 @@ def test_a_state_is_a_mapping(x):
         trained(x).load_state_dict(None)
 
 
-def test_a_state_may_have_any_array_that_numpy_can_view(x):
-    class OnlyDlpack:
-        def __init__(self, array):
-            self.array = array
-
-        def __dlpack__(self, **options):
-            return self.array.__dlpack__(**options)
-
-        def __dlpack_device__(self):
-            return self.array.__dlpack_device__()
-
+@every_protocol
+def test_a_state_may_have_any_array_that_numpy_can_view(x, wrap):
     state = trained(x).state_dict()
     counter = state.pop("num_batches_tracked")
     bn = cybn.BatchNorm(3)
-    bn.load_state_dict({name: OnlyDlpack(array) for name, array in state.items()})
+    bn.load_state_dict({name: wrap(array) for name, array in state.items()})
     assert bits(bn.state_dict().values()) == bits([*state.values(), counter * 0])
 
 

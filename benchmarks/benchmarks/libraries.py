@@ -5,6 +5,7 @@ What a library or an older commit of cybn cannot do raises NotImplementedError, 
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,11 @@ NETWORKS = {
 
 
 def usable_cores():
-    """What cybn would use, for its peers too: affinity, and the CPU quota, which they do not look at."""
+    """What cybn would use, for its peers too: affinity, and the CPU quota, which they (and older commits) ignore."""
     import cybn
 
-    config = cybn.show_config("dicts")
-    return min(config["processors"], config["cpu quota"] or config["processors"])
+    processors = len(os.sched_getaffinity(0))
+    return min(processors, cybn.show_config("dicts").get("cpu quota") or processors)
 
 
 CORES = usable_cores()

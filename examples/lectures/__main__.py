@@ -141,7 +141,7 @@ def wrapped(text):
 
 def anchor(title):
     """The name that Markdown gives a heading."""
-    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c == "-")
+    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
 
 
 if __name__ == "__main__":

@@ -340,9 +340,14 @@ cdef int read_activation(Call call, object activation, object negative_slope) ex
     return 0
 
 
-cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) except -1:
-    """mask or sample_weight, if there is one: the job's, and their sum as the count."""
+cdef int read_weights(Call call, ndarray x, object mask, object sample_weight, bint taken) except -1:
+    """mask or sample_weight, if there is one: the job's, and their sum as the count.
+
+    `taken`: the statistics are taken with them. Where their sum is no ordinary number of x's type, quotients of sums
+    would leave it.
+    """
     cdef Weights found
+    cdef double least = 1e-140 if call.type else 1e-18
     if mask is None and sample_weight is None:
         return 0
     call.weights = as_weights(mask, sample_weight, x, call.axis, &call.layout)
@@ -362,6 +367,9 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight) e
     check_weight_values(call.weights, &found)
     if call.size > 0 and found.sum == 0:
         raise ValueError("sample_weight must have a positive value, got zeros only")
+    if taken and call.size > 0 and not least <= found.sum <= 1 / least:
+        raise ValueError(f"sample_weight must add up to a number from {least:g} to {1 / least:g} in "
+                         f"{'float64' if call.type else 'float32'}, got {found.sum:g}")
     call.job.positive = found.least > 0
     call.pairs = found.pairs
     return 0
@@ -371,15 +379,6 @@ cdef int check_weights(Call call, ndarray out) except -1:
     """They are read until the end."""
     if call.weights is not None:
         check_apart(out, "out", call.weights, "sample_weight")
-    return 0
-
-
-cdef int check_total(Call call) except -1:
-    """Of weights in statistics: with a sum that is no ordinary number of x's type, quotients of sums would leave it."""
-    cdef double least = 1e-140 if call.type else 1e-18
-    if call.job.weights != NULL and call.size > 0 and not least <= call.v.count <= 1 / least:
-        raise ValueError(f"sample_weight must add up to a number from {least:g} to {1 / least:g} in "
-                         f"{'float64' if call.type else 'float32'}, got {call.v.count:g}")
     return 0
 
 
@@ -504,7 +503,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         raise ValueError(f"correction must be 0 or 1, got {spread:g}")
     read_parameters(call, weight, bias)
     read_activation(call, activation, negative_slope)
-    read_weights(call, data, mask, sample_weight)
+    read_weights(call, data, mask, sample_weight, train)
     call.job.zeroed = read_masked_output(masked_output) and call.job.mask != NULL
     empty = call.job.block_weights != NULL and v.count == 0     # nothing to take statistics of
     if track:
@@ -513,7 +512,6 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
         # (When training it is kept for the update, where the backward pass would keep something else.)
         read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.gate_center)
     if train:
-        check_total(call)
         if call.size > 0 and single(call):
             raise ValueError(f"Expected more than 1 value per channel when training, "
                              f"got input shape {(<object> data).shape}"
@@ -587,9 +585,7 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
     read_parameters(call, weight, bias)
     read_statistics(call, save_mean, "save_mean", save_invstd, "save_invstd")
     read_activation(call, activation, negative_slope)
-    read_weights(call, data, mask, sample_weight)
-    if train:
-        check_total(call)
+    read_weights(call, data, mask, sample_weight, train)
     dx = as_out(out, data, dy)
     check_weights(call, dx)
     open_gate(call, output, gate, data, dx)
@@ -612,8 +608,7 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
 def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
     cdef ndarray data = as_data(x, "x")
     cdef Call call = open_call(data, axis, num_threads)
-    read_weights(call, data, mask, sample_weight)
-    check_total(call)
+    read_weights(call, data, mask, sample_weight, True)
     if call.job.block_weights != NULL and call.v.count == 0:
         return 0, np.zeros(call.channels), np.zeros(call.channels)
     mean, m2 = give_vector(call, &call.v.mean), give_vector(call, &call.v.m2)
@@ -637,7 +632,7 @@ cdef ndarray apply(Call call, ndarray x, finisher finish, object activation, obj
     """Normalize x with statistics that are known: as `finish` makes coefficients of them, or as they have been made."""
     cdef ndarray y
     read_activation(call, activation, negative_slope)
-    read_weights(call, x, mask, sample_weight)
+    read_weights(call, x, mask, sample_weight, False)
     call.job.zeroed = read_masked_output(masked_output) and call.job.mask != NULL
     y = as_out(out, x, None)
     describe_residual(call, residual, x, y)
@@ -660,7 +655,7 @@ def batch_norm_backward_reduce(grad_output, x, mean, axis, num_threads, invstd, 
         check_not_negative(call.v.invstd, "invstd", call.channels)
     elif call.job.activation != 0 and output is None:
         raise ValueError("invstd or output must be given with an activation, got neither")
-    read_weights(call, data, mask, None)
+    read_weights(call, data, mask, None, False)
     open_gate(call, output, None, data, None)
     describe(&call.job.dy, &call.layout, dy)
     sums = give_vector(call, &call.v.sum_dy), give_vector(call, &call.v.sum_dy_xmu)
@@ -680,8 +675,7 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     read_vector(sum_dy, "sum_dy", call.channels, v.sum_dy)
     read_vector(sum_dy_xmu, "sum_dy_xmu", call.channels, v.sum_dy_xmu)
     read_activation(call, activation, negative_slope)
-    read_weights(call, data, mask, sample_weight)
-    check_total(call)
+    read_weights(call, data, mask, sample_weight, True)
     v.count = real_number(count, "count")
     if not v.count > 0 or not isfinite(v.count):
         raise ValueError(f"count must be a positive number of values per channel, got {count}")

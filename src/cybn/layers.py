@@ -396,16 +396,12 @@ class BatchNorm(_ops.Layer):
     def reset_running_stats(self):
         """Set `running_mean` to 0, `running_var` to 1 and `num_batches_tracked` to 0."""
         with self._lock:
-            self._set({"running_mean": 0, "running_var": 1} if self.track_running_stats else {})
-            self.num_batches_tracked = 0 if self.track_running_stats else None
+            self._reset({})
 
     def reset_parameters(self):
         """Set `weight` to 1, `bias` to 0, and forget running statistics, gradients and the last pass."""
         with self._lock:
-            self._set(
-                {"weight": 1, "bias": 0} | ({"running_mean": 0, "running_var": 1} if self.track_running_stats else {})
-            )
-            self.num_batches_tracked = 0 if self.track_running_stats else None
+            self._reset({"weight": 1, "bias": 0})
             self.grad_weight = self.grad_bias = None
             self._saved = None
             self._lost = None
@@ -470,6 +466,11 @@ class BatchNorm(_ops.Layer):
             self._set(new)
             if counter is not None:
                 self.num_batches_tracked = counter
+
+    def _reset(self, parameters):
+        """These, and the running statistics; all of them or none."""
+        self._set(parameters | ({"running_mean": 0, "running_var": 1} if self.track_running_stats else {}))
+        self.num_batches_tracked = 0 if self.track_running_stats else None
 
     def _set(self, values):
         """Write into those of the layer's arrays that it has; into all of them or none."""

@@ -1,14 +1,12 @@
 from collections.abc import Mapping
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
 from cybn import _ops
-
-_Array = npt.NDArray[Any]  # of the input's dtype
-_Activation = Literal["relu", "leaky_relu"] | None
+from cybn.functional import _Activation, _Array, _MaskedOutput
 
 IN_PLACE_LEAST_WEIGHT: float
 IN_PLACE_SLOPES: tuple[float, float]
@@ -54,7 +52,7 @@ class BatchNorm(_ops.Layer):
         residual: npt.ArrayLike | None = None,
         mask: npt.ArrayLike | None = None,
         sample_weight: npt.ArrayLike | None = None,
-        masked_output: Literal["normalize", "zero"] = "normalize",
+        masked_output: _MaskedOutput = "normalize",
         out: npt.ArrayLike | None = None,
         num_threads: SupportsIndex | None = None,
         save_for_backward: bool | None = None,
