@@ -31,7 +31,7 @@ def results(script, tmp_path):
     compare = script("compare")
     table = compare.rows()
     for row in table:
-        copy = 0.75 if row.peer == "torch" and row.networks != ("latency",) else None
+        copy = 0.75 if row.peer in ("torch", "copy") and row.networks != ("latency",) else None
         for network, shape, count in compare.cases(row):
             row.results.append(compare.Result(network, shape, count, 1, 2, copy))
     compare.save(tmp_path / "compare.json", rows=[row.saved() for row in table])

@@ -17,9 +17,13 @@ def seconds(call, duration, least):
 
 
 def in_turns(measures, rounds):
-    """The median of each over rounds in which all have their turn."""
-    times = [[measure() for measure in measures] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    """The median of each over rounds in which all have their turn, each round beginning with another."""
+    times = [[] for _ in measures]
+    for first in range(rounds):
+        for turn in range(len(measures)):
+            index = (first + turn) % len(measures)
+            times[index].append(measures[index]())
+    return [statistics.median(column) for column in times]
 
 
 def geometric_mean(values, counts):
