@@ -52,6 +52,39 @@ def test_every_thread_has_its_share(geometry):
 
 
 @every_workload
+def test_a_threads_part_is_cut_into_shares(geometry):
+    """At most 16, 1024 in all, of one MB of memory that is moved or more; a thread's follow each other."""
+    size = math.prod(geometry)
+    for l2, l3 in CACHES:
+        for operands, results, reduces, maps in ((2, 1, 1, 1), (1, 0, 1, 0), (2, 1, 0, 1)):
+            for threads in (1, 2, 3, 16, 64, 100):
+                plan = _schedule.plan_of(
+                    *geometry, threads, operands=operands, results=results, reduces=reduces, maps=maps, l2=l2, l3=l3
+                )
+                each, rest = divmod(plan["shares"], plan["threads"])
+                assert rest == 0
+                assert 1 <= each <= (16 if plan["threads"] > 1 else 1)
+                assert plan["shares"] <= 1024
+                moved = operands * 4 * size + reduces * 256 * geometry[1]
+                assert each == 1 or each * plan["threads"] <= moved / MIB
+                if plan["kind"] != "owner":
+                    order = [thread for thread, *_ in plan["tasks"]]
+                    assert plan["kind"] == "cooperative" or order == sorted(order)
+
+
+def test_shares_end_with_tiles_or_threads():
+    """Half rows would be read in half as long pieces: 0.5 to 0.8 times as fast. 13 slices, six shares for each."""
+    plan = _schedule.plan_of(6272, 256, 1, 2, l2=512 * KIB, l3=32 * MIB)
+    assert plan["shares"] == 12
+    assert plan["slices"] == 13
+    slices = [(thread, elements * 13 / (6272 * 256)) for thread, elements, *_ in plan["tasks"]]
+    whole = [thread for thread, part in slices if part > 0.9]
+    assert whole == 6 * [0] + 6 * [1]
+    assert [thread for thread, part in slices if 0.4 < part < 0.6] == [0, 1]
+    assert len(slices) == 14
+
+
+@every_workload
 def test_partial_sums_share_no_cache_line(geometry):
     for l2, l3 in CACHES:
         for threads in (2, 3, 7, 16, 61, 64):
@@ -117,7 +150,7 @@ def test_maps_take_runs_as_they_lie_in_memory():
     runs = 1, 256, 56 * 56
     assert _schedule.plan_of(*runs, 2)["slices"] == 2
     plan = _schedule.plan_of(*runs, 2, reduces=False)
-    assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == [(0, 128 * 3136), (1, 128 * 3136)]
+    assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == 2 * [(0, 64 * 3136)] + 2 * [(1, 64 * 3136)]
     # In pieces where there are too few for equal shares, and no more of them than that takes.
     plan = _schedule.plan_of(1, 3, 10**6, 2, reduces=False)
     assert plan["slices"] == 11
@@ -128,12 +161,12 @@ def test_maps_take_runs_as_they_lie_in_memory():
 
 def test_maps_of_rows_are_shared_in_whole_rows():
     """Two threads with halves of each row of (128, 2048) took two to five times as long."""
-    for rows, channels, inner in (256, 1024, 1), (64, 8192, 1), (32, 512, 49):
+    for rows, channels, inner, each in (256, 1024, 1, 1), (64, 8192, 1, 2), (32, 512, 49, 2):
         assert _schedule.plan_of(rows, channels, inner, 2)["slices"] == 1
         plan = _schedule.plan_of(rows, channels, inner, 2, reduces=False)
-        half = rows * channels * inner // 2
-        assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == [(0, half), (1, half)]
-        assert plan["slices"] == 2
+        part = rows * channels * inner // (2 * each)
+        assert [(thread, elements) for thread, elements, *_ in plan["tasks"]] == each * [(0, part)] + each * [(1, part)]
+        assert plan["slices"] == plan["shares"] == 2 * each
     # Not where each would have so few that its tables cost more, nor where their numbers would differ.
     assert _schedule.plan_of(20, 8192, 1, 2, reduces=False)["slices"] == 1
     assert _schedule.plan_of(5, 8192, 49, 4, reduces=False)["slices"] == 1

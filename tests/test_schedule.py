@@ -172,6 +172,28 @@ def test_caches_do_not_show(name, training, geometry):
         _schedule.set_caches(*before)
 
 
+@pytest.mark.parametrize("caches", [(1 << 19, 1 << 25), (1 << 19, 1 << 20), (1 << 20, 1 << 20)], ids=str)
+@pytest.mark.parametrize("shape", [(1601, 512), (100_003, 10), (32, 160, 197), (31, 512, 49), (1, 7, 700_001)], ids=str)
+def test_shares_do_not_show(shape, caches):
+    """Parts of threads that are several shares, which others may take: forwards, backwards, in bands."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, *shape), dtype=np.float32)
+
+    def results(threads):
+        y, mean, invstd = cybn.batch_norm_forward(x, num_threads=threads)
+        evaluated = cybn.batch_norm_apply(x, mean, invstd, num_threads=threads)
+        return bits((y, mean, invstd, evaluated, *cybn.batch_norm_backward(dy, x, mean, invstd, num_threads=threads)))
+
+    before = _schedule.set_caches(*caches)
+    try:
+        want = results(1)
+        assert all(results(threads) == want for threads in (2, 2, 3, 5))
+        plan = _schedule.plan_of(shape[0], shape[1], shape[2] if len(shape) > 2 else 1, 2)
+        assert plan["shares"] > 2
+    finally:
+        _schedule.set_caches(*before)
+
+
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("beside", [None, "sample_weight", "mask"])
 @pytest.mark.parametrize("shape", [(600, 2, 2100), (350, 3, 4100), (16, 2, 140000)])

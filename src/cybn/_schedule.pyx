@@ -49,6 +49,10 @@ cdef enum:
     LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
     SERIAL = 288 * 1024     # bytes of work below which a team of threads costs more than it brings
     WORTH_A_THREAD = 128 * 1024     # of more, each thread's, about
+    # A thread's part of a sweep is cut into so many shares at most, each of so many bytes of work: who is done before
+    # the others, since the system or a neighbour has slowed them down, takes some of theirs.
+    SHARES = 16
+    WORTH_A_SHARE = 1 << 20
     CHANNEL = 256           # bytes in whose time a channel's statistics and coefficients are finished, about
     # Of work from which it is worth waking helpers that sleep: if the call before has just ended, so that they will be
     # awake for the next; in any case (50 to 100 us); and even if they have to compete for processors that are busy.
@@ -222,6 +226,7 @@ cdef Weights weigh_blocks(Job *job, weigher weigh) noexcept nogil:
 
 cdef struct Plan:
     int threads
+    Py_ssize_t shares       # that a sweep of a band is cut into, as many for each thread (not owner)
     bint owner
     Py_ssize_t width        # channels of a group whose partial sums lie together: an owner's, or all
     Py_ssize_t step         # channels that a share is rounded to
@@ -252,6 +257,13 @@ cdef inline Py_ssize_t work_of(const Job *job, Py_ssize_t operands, bint reduces
 
 cdef inline int threads_for(Py_ssize_t work, int threads) noexcept nogil:
     return <int> min(<Py_ssize_t> threads, work // WORTH_A_THREAD + 1) if work >= SERIAL else 1
+
+
+cdef inline Py_ssize_t shares_for(Py_ssize_t work, int threads) noexcept nogil:
+    """As many for each thread."""
+    if threads == 1:
+        return 1
+    return threads * max(1, min(work // (threads * WORTH_A_SHARE), <Py_ssize_t> SHARES, MOST_SHARES // threads))
 
 
 cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps, int threads,
@@ -317,20 +329,26 @@ cdef Plan plan_call(Job *job, Py_ssize_t operands, Py_ssize_t results, bint redu
     """
     cdef Plan plan
     cdef Py_ssize_t size = job.outer * job.inner * job.channels * job.itemsize
+    cdef Py_ssize_t work = work_of(job, operands, reduces)      # wherever results go
     job.distant = overfills(operands * size, l3)
     job.stream = maps and results > 0 and streams(size, operands, reduces, l3)
     if job.stream:
         operands -= results
     plan = make_plan(job, operands, reduces, maps, threads, l2, l3)
+    plan.shares = shares_for(work // job.channels * plan.band, plan.threads)
     plan.backwards = reduces and overfills(operands * size, l3)
     lay_out_partial(job, &plan)
     return plan
 
 
-cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mapped) noexcept nogil:
-    """The job of a map, whose blocks make no bits: it may take memory in longer pieces. False: as it is."""
+cdef bint cut_for_map(const Job *job, Plan *plan, bint revisit, Job *mapped) noexcept nogil:
+    """The job of a map, whose blocks make no bits: it may take memory in longer pieces. False: as it is.
+
+    Shares become as many as can be whole rows, where they are.
+    """
     cdef Py_ssize_t outer = job.block_outer, inner = job.inner, most = job.slices
     cdef Py_ssize_t blocks = ceil_div(job.outer, outer), pieces = 1
+    cdef Py_ssize_t whole, each = plan.shares // plan.threads
     if job.blocks_inner > 1:
         # Runs as they lie, or in as few pieces as leave places enough to cut shares at.
         if not plan.owner:
@@ -338,9 +356,15 @@ cdef bint cut_for_map(const Job *job, const Plan *plan, bint revisit, Job *mappe
         inner = equal_piece(job.inner, min(pieces, job.blocks_inner), LANES)
     elif plan.threads > 1 and not plan.owner and (job.blocks < 2 * plan.threads or job.rows and not revisit):
         # (Not if that loses the order of the second sweep, backwards.)
-        outer = row_share(job, plan.threads)
-        if outer == 0:
+        whole = row_share(job, plan.threads)
+        if whole == 0:
             return False
+        # So many that the threads' parts stay as they are, or nearly so.
+        outer = equal_piece(whole, each, job.period)
+        while each > 1 and (12 * each * outer > 13 * whole or ceil_div(job.outer, outer) != each * plan.threads):
+            each -= 1
+            outer = equal_piece(whole, each, job.period)
+        plan.shares = each * plan.threads
         blocks = most = ceil_div(job.outer, outer)
     else:
         return False
@@ -362,26 +386,35 @@ cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:
 
 
 cdef struct Cut:
-    # Where one thread's share of a band ends and the next one's begins: at a channel of a slice.
+    # Where one share of a band ends and the next one's begins: at a channel of a slice.
     Py_ssize_t piece
     Py_ssize_t channel
 
 
 cdef Cut cut(const Job *job, const Plan *plan, Py_ssize_t band, Py_ssize_t share) noexcept nogil:
-    """Shares of equal numbers of blocks, so far as blocks can be cut between channels."""
-    cdef Cut end
+    """Threads have equal numbers of blocks, so far as blocks can be cut between channels; their shares whole tiles."""
+    cdef Cut end, least
     cdef Py_ssize_t stop = min(band + plan.band, job.channels), n = stop - band
-    cdef Py_ssize_t position = job.blocks * n * share // plan.threads
-    cdef Py_ssize_t first, size
+    cdef Py_ssize_t position = job.blocks * n * share // plan.shares
+    cdef Py_ssize_t first, size, step = plan.step, further = share % (plan.shares // plan.threads)
     end.piece = slice_of(job, position // n)
     end.channel = band
     if end.piece < job.slices:
         first = slice_start(job, end.piece)
         size = slice_start(job, end.piece + 1) - first
-        end.channel += ((position - first * n) // size + plan.step // 2) // plan.step * plan.step
+        position = (position - first * n) // size
+        if further == 0:
+            end.channel += (position + step // 2) // step * step
+        else:
+            step *= job.tile // gcd(job.tile, step)
+            end.channel += position // step * step
         if end.channel >= stop:
             end.channel = band
             end.piece += 1
+    if further > 0:     # not before the thread's first
+        least = cut(job, plan, band, share - further)
+        if end.piece < least.piece or (end.piece == least.piece and end.channel < least.channel):
+            return least
     return end
 
 
@@ -412,7 +445,7 @@ cdef inline Py_ssize_t last_channel(const Share *share, Py_ssize_t piece) noexce
 
 cdef void sweep(const Job *job, const Plan *plan, verb work, Py_ssize_t band, Py_ssize_t share,
                 bint backwards) noexcept nogil:
-    """A thread's share, in the order of memory or, slice by slice, against it."""
+    """A share, in the order of memory or, slice by slice, against it."""
     cdef Share s = share_of(job, plan, band, share)
     cdef Py_ssize_t i, stop, piece = s.begin.piece
     if backwards:
@@ -467,12 +500,14 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     """A share of one phase of a band."""
     cdef const Sweeps *s = <const Sweeps *> context
     cdef Py_ssize_t band = step // s.phases * s.plan.band, phase = step % s.phases + s.first
-    cdef Py_ssize_t n = min(s.plan.band, s.job.channels - band)
+    cdef Py_ssize_t n = min(s.plan.band, s.job.channels - band), each = s.shares // s.plan.threads
     if phase == 0:
         sweep(s.job, &s.plan, s.reduce, band, share, False)
     elif phase == 1:
         finish(s, band + n * share // s.shares, band + n * (share + 1) // s.shares)
     else:
+        if s.plan.backwards:    # a thread begins with its last one
+            share += each - 1 - 2 * (share % each)
         sweep(s.mapped, &s.plan, s.apply, band, share, s.plan.backwards)
 
 
@@ -502,8 +537,9 @@ cdef void mark(const Job *job, marker make, int threads) noexcept nogil:
     marks.job = job
     marks.make = make
     marks.size = job.outer * job.channels * job.inner
-    marks.shares = threads_for(work, usable_threads(threads) if work >= SERIAL else 1)
-    share_out(mark_share, &marks, 1, marks.shares, <int> marks.shares, worth_of(work))
+    threads = threads_for(work, usable_threads(threads) if work >= SERIAL else 1)
+    marks.shares = shares_for(work, threads)
+    share_out(mark_share, &marks, 1, marks.shares, threads, worth_of(work))
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
@@ -543,7 +579,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
         sweeps.shares = min(groups, <Py_ssize_t> MOST_SHARES)
         share_out(own, &sweeps, 1, sweeps.shares, sweeps.plan.threads, worth)
     else:
-        sweeps.shares = sweeps.plan.threads
+        sweeps.shares = sweeps.plan.shares
         sweeps.phases = (reduce != NULL) + (finish != NULL) + (apply != NULL)
         sweeps.first = 0 if reduce != NULL else 1 if finish != NULL else 2
         share_out(meet, &sweeps, ceil_div(job.channels, sweeps.plan.band) * sweeps.phases, sweeps.shares,
@@ -565,19 +601,20 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         ``distant`` (whether the arrays come from memory, not from the last caches), ``streamed`` (whether results go
         past the caches), ``block`` (elements of a run, or of the outer index, that are summed at a time), ``slices``
         and the ``tasks`` of a sweep: thread, elements, and the ranges of doubles of the partial sums that it writes,
-        counted from the beginning of a cache line; of so many ``doubles``. An owner's groups go to whichever thread is
+        counted from the beginning of a cache line; of so many ``doubles``. A sweep is cut into ``shares``, as many for
+        each thread, of which those that have no more take from others. An owner's groups go to whichever thread is
         free; here, in turn.
     """
     cdef Job job, mapped
     cdef Plan plan
     cdef Share share
-    cdef Py_ssize_t band = 0, piece, c0, c1, start, t
+    cdef Py_ssize_t band = 0, index, piece, c0, c1, start, t
     memset(&job, 0, sizeof(Job))
     job.outer, job.channels, job.inner, job.itemsize = outer, channels, inner, itemsize
     decompose(&job)
     plan = plan_call(&job, operands, results, reduces, maps, threads, L2 if l2 is None else l2,
                      last_caches(threads) if l3 is None else l3)
-    if not reduces and cut_for_map(&job, &plan, False, &mapped):
+    if maps and cut_for_map(&job, &plan, reduces, &mapped) and not reduces:
         job = mapped
     tasks = []
     if plan.owner:
@@ -588,8 +625,9 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
             tasks.append((t % plan.threads, (c1 - c0) * outer * inner,
                           (start, start + 2 * job.slices * job.pitch)))
     while band < channels and not plan.owner:
-        for t in range(plan.threads):
-            share = share_of(&job, &plan, band, t)
+        for index in range(plan.shares):
+            t = index * plan.threads // plan.shares
+            share = share_of(&job, &plan, band, index)
             for piece in range(share.begin.piece, share.end.piece + 1):
                 c0, c1 = first_channel(&share, piece), last_channel(&share, piece)
                 if c0 < c1:
@@ -605,6 +643,7 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         "streamed": job.stream != 0,
         "block": job.block_outer if job.rows else job.block_inner,
         "slices": job.slices,
+        "shares": plan.shares,
         "doubles": partial_size(&job),
         "tasks": tasks,
     }

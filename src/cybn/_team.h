@@ -137,14 +137,17 @@ static void cybn_await(const cybn_task *task, Py_ssize_t done) {
     }
 }
 
-/* All steps, each when the one before is done. `first`: the share to begin with, so that a thread finds in its caches
-   what it had in the step before. */
-static void cybn_take_part(cybn_task *task, Py_ssize_t first) {
+/* All steps, each when the one before is done: in each first the shares of its place, so that a thread finds in its caches
+   what it had in the step before; then what others have not come to, from their last ones on. */
+static void cybn_take_part(cybn_task *task, Py_ssize_t place) {
+    const Py_ssize_t places = task->helpers + 1, first = place * task->shares / places;
+    const Py_ssize_t own = (place + 1) * task->shares / places - first;
     Py_ssize_t step, i, share;
     for (step = 0; step < task->steps; step++) {
         for (i = 0; i < task->shares; i++) {
             unsigned char before = (unsigned char)step;
-            share = first + i < task->shares ? first + i : first + i - task->shares;
+            share = i < own ? first + i : first + own - 1 - i;
+            if (share < 0) share += task->shares;
             if (__atomic_load_n(&task->taken[share], __ATOMIC_RELAXED) != before
                 || !__atomic_compare_exchange_n(&task->taken[share], &before, (unsigned char)(step + 1), 0,
                                                 __ATOMIC_RELAXED, __ATOMIC_RELAXED))
@@ -240,7 +243,7 @@ static void *cybn_help(void *number) {
         long long start = cybn_now(), end, lost = start - cybn_clock(CLOCK_THREAD_CPUTIME_ID);
         if (cybn_make_way(task)) {
             CYBN_ADD(&cybn_pool.helped, 1);
-            cybn_take_part(task, place * task->shares / (task->helpers + 1));
+            cybn_take_part(task, place);
         }
         CYBN_ADD(&cybn_pool.idle, 1);
         CYBN_ADD(&task->inside, -1);    /* the last access to it */
