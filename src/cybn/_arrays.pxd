@@ -25,8 +25,7 @@ cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept
 cdef int describe(Operand *op, const Layout *layout, ndarray a) except -1
 cdef ndarray as_vector(object value, str name, Py_ssize_t channels, bint writeable)
 cdef bint is_dense_vector(ndarray a, Py_ssize_t channels) noexcept
-cdef int check_not_negative(const double *values, str name, Py_ssize_t channels) except -1
-cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) except -1
+cdef int read_vector(object value, str name, Py_ssize_t channels, double *to, bint negative=*) except -1
 cdef ndarray as_running(object value, str name, Py_ssize_t channels)
 cdef ndarray new_vector(Py_ssize_t channels, int dtype, const double *values)
 cdef void write_vector(ndarray to, const double *values) noexcept

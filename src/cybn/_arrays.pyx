@@ -14,7 +14,6 @@ from cybn._kernels.kernels cimport (
     Operand,
     Weights,
     cybn_flag,
-    cybn_outside,
 )
 from cybn._memory cimport dense_copy, new_bytes, new_dense, new_like
 
@@ -394,35 +393,36 @@ cdef bint is_dense_vector(ndarray a, Py_ssize_t channels) noexcept:
     return cnp.PyArray_NDIM(a) == 1 and PyArray_DIMS(a)[0] == channels and PyArray_ISCARRAY_RO(a)
 
 
-cdef int check_not_negative(const double *values, str name, Py_ssize_t channels) except -1:
-    cdef Py_ssize_t c
-    if not cybn_outside(values, channels, 0, INFINITY):
-        return 0
-    for c in range(channels):
-        if values[c] < 0:
-            raise ValueError(f"{name} must not be negative, got {values[c]} in channel {c}")
-    return 0
-
-
-cdef int read_vector(object value, str name, Py_ssize_t channels, double *to) except -1:
-    """Its values, as doubles. Return the type they had."""
+cdef int read_vector(object value, str name, Py_ssize_t channels, double *to, bint negative=True) except -1:
+    """Its values, as doubles. Return the type they had. `negative`: whether any may be."""
     cdef ndarray a = as_vector(value, name, channels, False)
     cdef char *p = PyArray_BYTES(a)
     cdef Py_ssize_t c, stride = PyArray_STRIDES(a)[0]
     cdef float single
+    cdef double least = -INFINITY if negative else 0
+    cdef int less = 0
+    # (With steps that are constants, and without branches, the loops become vectors.)
     if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 and stride == sizeof(float):
         for c in range(channels):
-            memcpy(&single, p + c * sizeof(float), sizeof(float))   # a constant step: vectorised
+            memcpy(&single, p + c * sizeof(float), sizeof(float))
             to[c] = single
+            less |= single < <float> least
     elif cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32:
         for c in range(channels):
             memcpy(&single, p + c * stride, sizeof(float))
             to[c] = single
+            less |= single < <float> least
     elif stride == sizeof(double):
-        memcpy(to, p, channels * sizeof(double))
+        for c in range(channels):
+            memcpy(to + c, p + c * sizeof(double), sizeof(double))
+            less |= to[c] < least
     else:
         for c in range(channels):
             memcpy(to + c, p + c * stride, sizeof(double))
+            less |= to[c] < least
+    for c in range(channels if less else 0):
+        if to[c] < least:
+            raise ValueError(f"{name} must not be negative, got {to[c]} in channel {c}")
     return cnp.PyArray_TYPE(a)
 
 

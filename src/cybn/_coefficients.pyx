@@ -10,7 +10,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memcmp, memset
 from numpy cimport ndarray
 
-from cybn._arrays cimport as_vector, check_not_negative, is_dense_vector, read_vector
+from cybn._arrays cimport as_vector, is_dense_vector, read_vector
 from cybn._kernels.kernels cimport Channels, Job, cybn_inverse_sqrt, finisher
 
 cnp.import_array()
@@ -71,8 +71,7 @@ cdef Coefficients new_coefficients(tuple vectors, double eps, Py_ssize_t channel
     given = self.memory + 4 * channels
     for i in range(4):
         if self.vectors[i] is not None:
-            read_vector(self.vectors[i], NAMES[i], channels, given + i * channels)
-    check_not_negative(given + channels, "running_var", channels)
+            read_vector(self.vectors[i], NAMES[i], channels, given + i * channels, negative=i != 1)
     v.mean = given
     v.invstd = given + channels
     v.weight = given + 2 * channels if vectors[2] is not None else NULL

@@ -29,7 +29,6 @@ from cybn._arrays cimport (
     channel_axis,
     check_apart,
     check_gate,
-    check_not_negative,
     check_overlap,
     check_weight_values,
     describe,
@@ -231,8 +230,7 @@ cdef int read_parameters(Call call, object weight, object bias) except -1:
 
 cdef int read_statistics(Call call, object mean, str mean_name, object invstd, str invstd_name) except -1:
     read_vector(mean, mean_name, call.channels, call.v.mean)
-    read_vector(invstd, invstd_name, call.channels, call.v.invstd)
-    check_not_negative(call.v.invstd, invstd_name, call.channels)
+    read_vector(invstd, invstd_name, call.channels, call.v.invstd, negative=False)
     return 0
 
 
@@ -507,8 +505,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     call.job.zeroed = read_masked_output(masked_output) and call.job.mask != NULL
     empty = call.job.block_weights != NULL and v.count == 0     # nothing to take statistics of
     if track:
-        read_vector(running_var, "running_var", call.channels, spare(call))
-        check_not_negative(spare(call), "running_var", call.channels)
+        read_vector(running_var, "running_var", call.channels, spare(call), negative=False)
         # (When training it is kept for the update, where the backward pass would keep something else.)
         read_vector(running_mean, "running_mean", call.channels, v.mean if not train or empty else call.job.gate_center)
     if train:
@@ -651,8 +648,7 @@ def batch_norm_backward_reduce(grad_output, x, mean, axis, num_threads, invstd, 
     read_parameters(call, weight, bias)
     read_activation(call, activation, negative_slope)
     if invstd is not None:
-        read_vector(invstd, "invstd", call.channels, call.v.invstd)
-        check_not_negative(call.v.invstd, "invstd", call.channels)
+        read_vector(invstd, "invstd", call.channels, call.v.invstd, negative=False)
     elif call.job.activation != 0 and output is None:
         raise ValueError("invstd or output must be given with an activation, got neither")
     read_weights(call, data, mask, None, False)
