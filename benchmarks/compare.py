@@ -8,7 +8,7 @@ arrays and writes one; a step is both) per second of cybn, over those of PyTorch
 memory that exists. "Alive": so many layers one after the other whose results live until the last is through, as in a
 network: what the memory of results costs.
 
-    python benchmarks/compare.py [--rounds 3] [--only WORDS] [--details] [--markdown FILE] [--save FILE]
+    python benchmarks/compare.py [--rounds 5] [--only WORDS] [--details] [--markdown FILE] [--save FILE]
 """
 
 import argparse
@@ -260,7 +260,7 @@ def markdown(table):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="how often the libraries take turns (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the libraries take turns (%(default)s)")
     parser.add_argument("--only", default="", help="only rows whose title contains this")
     parser.add_argument("--details", action="store_true", help="every shape, in milliseconds")
     parser.add_argument("--markdown", help="write the table to this file, too")

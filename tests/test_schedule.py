@@ -172,10 +172,20 @@ def test_caches_do_not_show(name, training, geometry):
         _schedule.set_caches(*before)
 
 
-@pytest.mark.parametrize("caches", [(1 << 19, 1 << 25), (1 << 19, 1 << 20), (1 << 20, 1 << 20)], ids=str)
-@pytest.mark.parametrize("shape", [(1601, 512), (100_003, 10), (32, 160, 197), (31, 512, 49), (1, 7, 700_001)], ids=str)
-def test_shares_do_not_show(shape, caches):
-    """Parts of threads that are several shares, which others may take: forwards, backwards, in bands."""
+@pytest.mark.parametrize(
+    ("shape", "threads", "caches", "kind"),
+    [
+        ((1601, 512), 2, (1 << 19, 1 << 25), "two sweeps"),
+        ((100_003, 10), 2, (1 << 19, 1 << 20), "two sweeps"),  # the second one backwards
+        ((31, 512, 49), 2, (1 << 19, 1 << 25), "two sweeps"),
+        ((31, 512, 49), 2, (1 << 19, 1 << 20), "two sweeps"),
+        ((1, 7, 700_001), 2, (1 << 19, 1 << 20), "two sweeps"),
+        ((100, 100, 200), 3, (2_300_000, 1 << 20), "cooperative"),  # bands of 40, 40 and 20 channels
+    ],
+    ids=str,
+)
+def test_shares_do_not_show(shape, threads, caches, kind):
+    """Parts of threads that are several shares, which others may take."""
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((2, *shape), dtype=np.float32)
 
@@ -186,10 +196,11 @@ def test_shares_do_not_show(shape, caches):
 
     before = _schedule.set_caches(*caches)
     try:
+        plan = _schedule.plan_of(shape[0], shape[1], shape[2] if len(shape) > 2 else 1, threads)
+        assert plan["kind"] == kind
+        assert plan["shares"] > plan["threads"] == threads
         want = results(1)
-        assert all(results(threads) == want for threads in (2, 2, 3, 5))
-        plan = _schedule.plan_of(shape[0], shape[1], shape[2] if len(shape) > 2 else 1, 2)
-        assert plan["shares"] > 2
+        assert all(results(n) == want for n in (2, 3, 5))
     finally:
         _schedule.set_caches(*before)
 

@@ -7,6 +7,8 @@ import sys
 import pytest
 from support import python
 
+from cybn import _threads
+
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 # Two threads are forced: one would pass everything here. The time limits are hard: a hang is what this is about.
@@ -263,3 +265,23 @@ def test_helpers_leave_signals_to_the_program():
     print(all(blocked["cybn"] >> (number - 1) & 1 for number in usual), blocked["program"])
     """
     assert python(code) == "True 0"
+
+
+# --------------------------------------------------------------------------------------------------------------- shares
+
+
+def test_a_thread_takes_its_own_shares_first_and_what_others_come_to_last():
+    order = _threads.order_of_shares
+    assert order(0, 2, 6, False) == [0, 1, 2, 5, 4, 3]
+    assert order(1, 2, 6, False) == [3, 4, 5, 2, 1, 0]
+    assert order(1, 3, 6, False) == [2, 3, 1, 0, 5, 4]
+    # Over what the step before has left in the caches.
+    assert order(0, 2, 6, True) == [2, 1, 0, 3, 4, 5]
+    assert order(1, 2, 6, True) == [5, 4, 3, 0, 1, 2]
+    assert order(0, 1, 3, True) == [2, 1, 0]
+    for places in range(1, 9):
+        for shares in range(1, 20):
+            for back in False, True:
+                orders = [order(place, places, shares, back) for place in range(places)]
+                assert all(sorted(each) == list(range(shares)) for each in orders)
+                assert places > shares or len({each[0] for each in orders}) == places

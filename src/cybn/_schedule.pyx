@@ -35,10 +35,11 @@ cdef enum:
     LEAST_SLICES = 16       # if there are blocks for them
     MOST_SLICES = 1024
     MAP_ROWS = 16           # of a thread: enough to pay for its tables of all columns
+    SHARE_ROWS = 128        # of a share, if a thread has several, which all make the same tables
     # Pieces of memory of a cached group, at most: at the ends of each, owners take lines from each other.
     MANY_PIECES = 48        # of less than LONG_PIECE, where the group fits L2
     MOST_PIECES = 12        # where it does not
-    LEAST_CUTS = 16         # places for each share to end at, or runs are cut
+    LEAST_CUTS = 16         # places for each thread's part to end at, or runs are cut
     BANDS = 16              # at most: where other processes want the processors too, a meeting may take a millisecond
     LINE = 8                # doubles of a cache line
     WORD = 512              # bits of one
@@ -49,7 +50,7 @@ cdef enum:
     LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
     SERIAL = 288 * 1024     # bytes of work below which a team of threads costs more than it brings
     WORTH_A_THREAD = 128 * 1024     # of more, each thread's, about
-    # A thread's part of a sweep is cut into so many shares at most, each of so many bytes of work: who is done before
+    # A thread's part of a sweep is cut into so many shares at most, of so many bytes of work at least: who is done before
     # the others, since the system or a neighbour has slowed them down, takes some of theirs.
     SHARES = 16
     WORTH_A_SHARE = 1 << 20
@@ -229,7 +230,7 @@ cdef struct Plan:
     Py_ssize_t shares       # that a sweep of a band is cut into, as many for each thread (not owner)
     bint owner
     Py_ssize_t width        # channels of a group whose partial sums lie together: an owner's, or all
-    Py_ssize_t step         # channels that a share is rounded to
+    Py_ssize_t step         # channels that a thread's part is rounded to; its shares end with tiles
     Py_ssize_t band         # channels between two meetings of the threads (not owner)
     bint backwards          # whether the second sweep is: no more than what was read last is still in a cache
 
@@ -263,7 +264,8 @@ cdef inline Py_ssize_t shares_for(Py_ssize_t work, int threads) noexcept nogil:
     """As many for each thread."""
     if threads == 1:
         return 1
-    return threads * max(1, min(work // (threads * WORTH_A_SHARE), <Py_ssize_t> SHARES, MOST_SHARES // threads))
+    work //= <Py_ssize_t> threads * WORTH_A_SHARE
+    return threads * max(1, min(work, <Py_ssize_t> SHARES, MOST_SHARES // threads))
 
 
 cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps, int threads,
@@ -344,7 +346,7 @@ cdef Plan plan_call(Job *job, Py_ssize_t operands, Py_ssize_t results, bint redu
 cdef bint cut_for_map(const Job *job, Plan *plan, bint revisit, Job *mapped) noexcept nogil:
     """The job of a map, whose blocks make no bits: it may take memory in longer pieces. False: as it is.
 
-    Shares become as many as can be whole rows, where they are.
+    Where it takes whole rows, the plan gets as many shares as these allow.
     """
     cdef Py_ssize_t outer = job.block_outer, inner = job.inner, most = job.slices
     cdef Py_ssize_t blocks = ceil_div(job.outer, outer), pieces = 1
@@ -359,7 +361,8 @@ cdef bint cut_for_map(const Job *job, Plan *plan, bint revisit, Job *mapped) noe
         whole = row_share(job, plan.threads)
         if whole == 0:
             return False
-        # So many that the threads' parts stay as they are, or nearly so.
+        # So many that tables pay, and the threads' parts stay as they are, or nearly so.
+        each = max(1, min(each, whole * job.inner // SHARE_ROWS))
         outer = equal_piece(whole, each, job.period)
         while each > 1 and (12 * each * outer > 13 * whole or ceil_div(job.outer, outer) != each * plan.threads):
             each -= 1
@@ -373,6 +376,8 @@ cdef bint cut_for_map(const Job *job, Plan *plan, bint revisit, Job *mapped) noe
     mapped.block_outer = outer
     mapped.block_inner = inner
     mapped.blocks_inner = ceil_div(job.inner, inner)
+    if job.blocks_inner > 1:
+        mapped.tile = 1     # a map of runs ends at any channel
     mapped.blocks = blocks * mapped.blocks_inner
     mapped.slices = min(most, mapped.blocks)
     return True
@@ -392,7 +397,7 @@ cdef struct Cut:
 
 
 cdef Cut cut(const Job *job, const Plan *plan, Py_ssize_t band, Py_ssize_t share) noexcept nogil:
-    """Threads have equal numbers of blocks, so far as blocks can be cut between channels; their shares whole tiles."""
+    """Threads have equal numbers of blocks, so far as channels can cut these; their shares end with tiles."""
     cdef Cut end, least
     cdef Py_ssize_t stop = min(band + plan.band, job.channels), n = stop - band
     cdef Py_ssize_t position = job.blocks * n * share // plan.shares
@@ -504,10 +509,10 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     if phase == 0:
         sweep(s.job, &s.plan, s.reduce, band, share, False)
     elif phase == 1:
-        finish(s, band + n * share // s.shares, band + n * (share + 1) // s.shares)
+        # With the first of a thread's shares all its channels: of a few at a time there are no vectors.
+        if share % each == 0:
+            finish(s, band + n * share // s.shares, band + n * (share + each) // s.shares)
     else:
-        if s.plan.backwards:    # a thread begins with its last one
-            share += each - 1 - 2 * (share % each)
         sweep(s.mapped, &s.plan, s.apply, band, share, s.plan.backwards)
 
 
@@ -539,7 +544,7 @@ cdef void mark(const Job *job, marker make, int threads) noexcept nogil:
     marks.size = job.outer * job.channels * job.inner
     threads = threads_for(work, usable_threads(threads) if work >= SERIAL else 1)
     marks.shares = shares_for(work, threads)
-    share_out(mark_share, &marks, 1, marks.shares, threads, worth_of(work))
+    share_out(mark_share, &marks, 1, marks.shares, 0, threads, worth_of(work))
 
 
 cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb apply, int threads) noexcept nogil:
@@ -577,13 +582,13 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     if sweeps.plan.owner:
         groups = ceil_div(job.channels, sweeps.plan.width)
         sweeps.shares = min(groups, <Py_ssize_t> MOST_SHARES)
-        share_out(own, &sweeps, 1, sweeps.shares, sweeps.plan.threads, worth)
+        share_out(own, &sweeps, 1, sweeps.shares, 0, sweeps.plan.threads, worth)
     else:
         sweeps.shares = sweeps.plan.shares
         sweeps.phases = (reduce != NULL) + (finish != NULL) + (apply != NULL)
         sweeps.first = 0 if reduce != NULL else 1 if finish != NULL else 2
         share_out(meet, &sweeps, ceil_div(job.channels, sweeps.plan.band) * sweeps.phases, sweeps.shares,
-                  sweeps.plan.threads, worth)
+                  sweeps.phases if sweeps.plan.backwards else 0, sweeps.plan.threads, worth)
 
 
 # ---------------------------------------------------------------------------------------------- for tests and the model
@@ -602,8 +607,8 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         past the caches), ``block`` (elements of a run, or of the outer index, that are summed at a time), ``slices``
         and the ``tasks`` of a sweep: thread, elements, and the ranges of doubles of the partial sums that it writes,
         counted from the beginning of a cache line; of so many ``doubles``. A sweep is cut into ``shares``, as many for
-        each thread, of which those that have no more take from others. An owner's groups go to whichever thread is
-        free; here, in turn.
+        each thread, of which those that have no more take from others; a task is of one share. An owner's shares are
+        groups, which go to whichever thread is free; here, in turn.
     """
     cdef Job job, mapped
     cdef Plan plan
@@ -643,7 +648,7 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         "streamed": job.stream != 0,
         "block": job.block_outer if job.rows else job.block_inner,
         "slices": job.slices,
-        "shares": plan.shares,
+        "shares": min(ceil_div(channels, plan.width), MOST_SHARES) if plan.owner else plan.shares,
         "doubles": partial_size(&job),
         "tasks": tasks,
     }

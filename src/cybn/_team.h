@@ -12,6 +12,15 @@
 
 typedef void (*cybn_work)(void *context, Py_ssize_t step, Py_ssize_t share);
 
+/* The share that who has this place, of so many, tries as number i of a step: first those of its place, so that it finds in
+   its caches what it had in the step before; then what others come to last. `back`: from the last one to the first, where a
+   step goes over what the one before has left in the caches. */
+static Py_ssize_t cybn_share_at(Py_ssize_t i, Py_ssize_t place, Py_ssize_t places, Py_ssize_t shares, int back) {
+    const Py_ssize_t first = place * shares / places, end = (place + 1) * shares / places, own = end - first;
+    const Py_ssize_t share = back ? (i < own ? end - 1 - i : first + i) : (i < own ? first + i : end - 1 - i);
+    return share < 0 ? share + shares : share < shares ? share : share - shares;
+}
+
 /* What the work is worth: helpers that are awake; waking some if calls follow each other closely; waking them anyway; and
    having them compete with other processes. */
 enum { CYBN_AWAKE, CYBN_CLOSE, CYBN_WAKE, CYBN_COMPETE };
@@ -27,10 +36,13 @@ enum {
     CYBN_AWAY_MOST = 64 * 1000 * 1000   /* up to this */
 };
 
-static void cybn_alone(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares) {
-    Py_ssize_t step, share;
+/* Every `back`-th step goes back; 0: none. */
+static int cybn_goes_back(Py_ssize_t step, Py_ssize_t back) { return back > 0 && (step + 1) % back == 0; }
+
+static void cybn_alone(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, Py_ssize_t back) {
+    Py_ssize_t step, i;
     for (step = 0; step < steps; step++)
-        for (share = 0; share < shares; share++) work(context, step, share);
+        for (i = 0; i < shares; i++) work(context, step, cybn_share_at(i, 0, 1, shares, cybn_goes_back(step, back)));
 }
 
 #if defined(_WIN32)
@@ -38,9 +50,10 @@ static void cybn_alone(cybn_work work, void *context, Py_ssize_t steps, Py_ssize
 static int cybn_prepare_team(void) { return 0; }
 static int cybn_helpers(void) { return 0; }
 static long cybn_helped(void) { return 0; }
-static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads, int worth) {
+static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, Py_ssize_t back, int threads,
+                      int worth) {
     (void)threads; (void)worth;
-    cybn_alone(work, context, steps, shares);
+    cybn_alone(work, context, steps, shares, back);
 }
 #else
 #include <pthread.h>
@@ -62,7 +75,7 @@ typedef struct cybn_task {
     struct cybn_task *next;
     cybn_work work;
     void *context;
-    Py_ssize_t steps, shares;
+    Py_ssize_t steps, shares, back;
     Py_ssize_t done;        /* shares, over all steps (atomic) */
     pthread_t caller;
     int processor;          /* where the caller is */
@@ -137,17 +150,14 @@ static void cybn_await(const cybn_task *task, Py_ssize_t done) {
     }
 }
 
-/* All steps, each when the one before is done: in each first the shares of its place, so that a thread finds in its caches
-   what it had in the step before; then what others have not come to, from their last ones on. */
+/* All steps, each when the one before is done. */
 static void cybn_take_part(cybn_task *task, Py_ssize_t place) {
-    const Py_ssize_t places = task->helpers + 1, first = place * task->shares / places;
-    const Py_ssize_t own = (place + 1) * task->shares / places - first;
     Py_ssize_t step, i, share;
     for (step = 0; step < task->steps; step++) {
+        const int back = cybn_goes_back(step, task->back);
         for (i = 0; i < task->shares; i++) {
             unsigned char before = (unsigned char)step;
-            share = i < own ? first + i : first + own - 1 - i;
-            if (share < 0) share += task->shares;
+            share = cybn_share_at(i, place, task->helpers + 1, task->shares, back);
             if (__atomic_load_n(&task->taken[share], __ATOMIC_RELAXED) != before
                 || !__atomic_compare_exchange_n(&task->taken[share], &before, (unsigned char)(step + 1), 0,
                                                 __ATOMIC_RELAXED, __ATOMIC_RELAXED))
@@ -289,11 +299,12 @@ static int cybn_hire(size_t number) {
 
 /* work(context, step, share) for every share of every step, the steps one after the other, by the calling thread and at
    most threads - 1 helpers. */
-static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads, int worth) {
+static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_t shares, Py_ssize_t back, int threads,
+                      int worth) {
     cybn_task task, **link;
     int idle, room, missing, number;
     if (threads == 1) {
-        cybn_alone(work, context, steps, shares);
+        cybn_alone(work, context, steps, shares, back);
         return;
     }
     idle = CYBN_LOAD(&cybn_pool.idle);
@@ -303,13 +314,14 @@ static void cybn_team(cybn_work work, void *context, Py_ssize_t steps, Py_ssize_
     if (worth == CYBN_CLOSE && cybn_now() - CYBN_LOAD(&cybn_pool.ended) < CYBN_SPIN) worth = CYBN_WAKE;
     if (worth < CYBN_WAKE && room > idle) room = idle;
     if (room <= 0) {
-        cybn_alone(work, context, steps, shares);
+        cybn_alone(work, context, steps, shares, back);
     } else {
         task.work = work;
         task.context = context;
         task.worth = worth;
         task.steps = steps;
         task.shares = shares;
+        task.back = back;
         task.done = 0;
         task.caller = pthread_self();
         task.processor = cybn_processor();

@@ -13,5 +13,5 @@ ctypedef void (*work_on_share)(void *context, Py_ssize_t step, Py_ssize_t share)
 
 cdef int wished_threads(object num_threads) except -1
 cdef int usable_threads(int wished) noexcept nogil
-cdef void share_out(work_on_share work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads,
-                    int worth) noexcept nogil
+cdef void share_out(work_on_share work, void *context, Py_ssize_t steps, Py_ssize_t shares, Py_ssize_t back,
+                    int threads, int worth) noexcept nogil

@@ -59,8 +59,9 @@ cdef extern from *:
     int cybn_local_threads
 
 cdef extern from "_team.h":
-    void cybn_team(work_on_share work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads,
-                   int worth) noexcept nogil
+    void cybn_team(work_on_share work, void *context, Py_ssize_t steps, Py_ssize_t shares, Py_ssize_t back,
+                   int threads, int worth) noexcept nogil
+    Py_ssize_t cybn_share_at(Py_ssize_t i, Py_ssize_t place, Py_ssize_t places, Py_ssize_t shares, bint back) noexcept
     int cybn_helpers() noexcept
     long cybn_helped() noexcept
     int cybn_prepare_team() noexcept
@@ -121,13 +122,19 @@ cdef int usable_threads(int wished) noexcept nogil:
     return max(1, min(wished, MOST))
 
 
-cdef void share_out(work_on_share work, void *context, Py_ssize_t steps, Py_ssize_t shares, int threads,
-                    int worth) noexcept nogil:
+cdef void share_out(work_on_share work, void *context, Py_ssize_t steps, Py_ssize_t shares, Py_ssize_t back,
+                    int threads, int worth) noexcept nogil:
     """work(context, step, share) for all shares of all steps, a step when the one before it is done.
 
-    By the calling thread and at most `threads` - 1 helpers, of which `worth` says more.
+    By the calling thread and at most `threads` - 1 helpers, of which `worth` says more. Every `back`-th step goes from
+    each thread's last share to its first (0: none does).
     """
-    cybn_team(work, context, steps, shares, threads, worth)
+    cybn_team(work, context, steps, shares, back, threads, worth)
+
+
+def order_of_shares(place, places, shares, back):
+    """In which a thread with this place, of so many, tries the shares of a step (for tests)."""
+    return [cybn_share_at(i, place, places, shares, back) for i in range(shares)]
 
 
 def helpers():
