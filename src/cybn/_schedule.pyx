@@ -50,8 +50,8 @@ cdef enum:
     LONG_PIECE = 8 * 1024   # and where it fits L3 only: two sweeps in the order of memory find it there as well
     SERIAL = 288 * 1024     # bytes of work below which a team of threads costs more than it brings
     WORTH_A_THREAD = 128 * 1024     # of more, each thread's, about
-    # A thread's part of a sweep is cut into so many shares at most, of so many bytes of work at least: who is done before
-    # the others, since the system or a neighbour has slowed them down, takes some of theirs.
+    # A thread's part of a sweep is cut into so many shares at most, of so many bytes of work at least: who is done
+    # before the others, since the system or a neighbour has slowed them down, takes some of theirs.
     SHARES = 16
     WORTH_A_SHARE = 1 << 20
     CHANNEL = 256           # bytes in whose time a channel's statistics and coefficients are finished, about
