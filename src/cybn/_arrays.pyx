@@ -14,6 +14,7 @@ from cybn._kernels.kernels cimport (
     Operand,
     Weights,
     cybn_flag,
+    cybn_outside,
 )
 from cybn._memory cimport dense_copy, new_bytes, new_dense, new_like
 
@@ -399,30 +400,23 @@ cdef int read_vector(object value, str name, Py_ssize_t channels, double *to, bi
     cdef char *p = PyArray_BYTES(a)
     cdef Py_ssize_t c, stride = PyArray_STRIDES(a)[0]
     cdef float single
-    cdef double least = -INFINITY if negative else 0
-    cdef int less = 0
-    # (With steps that are constants, and without branches, the loops become vectors.)
     if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32 and stride == sizeof(float):
         for c in range(channels):
-            memcpy(&single, p + c * sizeof(float), sizeof(float))
+            memcpy(&single, p + c * sizeof(float), sizeof(float))   # a constant step: vectorised
             to[c] = single
-            less |= single < <float> least
     elif cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT32:
         for c in range(channels):
             memcpy(&single, p + c * stride, sizeof(float))
             to[c] = single
-            less |= single < <float> least
     elif stride == sizeof(double):
-        for c in range(channels):
-            memcpy(to + c, p + c * sizeof(double), sizeof(double))
-            less |= to[c] < least
+        memcpy(to, p, channels * sizeof(double))
     else:
         for c in range(channels):
             memcpy(to + c, p + c * stride, sizeof(double))
-            less |= to[c] < least
-    for c in range(channels if less else 0):
-        if to[c] < least:
-            raise ValueError(f"{name} must not be negative, got {to[c]} in channel {c}")
+    if not negative and cybn_outside(to, channels, 0, INFINITY):
+        for c in range(channels):
+            if to[c] < 0:
+                raise ValueError(f"{name} must not be negative, got {to[c]} in channel {c}")
     return cnp.PyArray_TYPE(a)
 
 

@@ -227,7 +227,7 @@ cdef Weights weigh_blocks(Job *job, weigher weigh) noexcept nogil:
 
 cdef struct Plan:
     int threads
-    Py_ssize_t shares       # that a sweep of a band is cut into, as many for each thread (not owner)
+    Py_ssize_t shares       # that a sweep of a band is cut into, as many for each thread; an owner's: groups, or a few
     bint owner
     Py_ssize_t width        # channels of a group whose partial sums lie together: an owner's, or all
     Py_ssize_t step         # channels that a thread's part is rounded to; its shares end with tiles
@@ -337,7 +337,8 @@ cdef Plan plan_call(Job *job, Py_ssize_t operands, Py_ssize_t results, bint redu
     if job.stream:
         operands -= results
     plan = make_plan(job, operands, reduces, maps, threads, l2, l3)
-    plan.shares = shares_for(work // job.channels * plan.band, plan.threads)
+    plan.shares = (min(ceil_div(job.channels, plan.width), <Py_ssize_t> MOST_SHARES) if plan.owner
+                   else shares_for(work // job.channels * plan.band, plan.threads))
     plan.backwards = reduces and overfills(operands * size, l3)
     lay_out_partial(job, &plan)
     return plan
@@ -476,7 +477,6 @@ cdef struct Sweeps:
     verb apply
     finisher finish
     Plan plan
-    Py_ssize_t shares
     Py_ssize_t phases       # of a band: reduce, finish, apply, or those of them that there are
     Py_ssize_t first        # of these three that there is
 
@@ -497,7 +497,7 @@ cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     """The groups of a share, one after the other."""
     cdef const Sweeps *s = <const Sweeps *> context
     cdef Py_ssize_t width = s.plan.width, groups = ceil_div(s.job.channels, width), g
-    for g in range(groups * share // s.shares, groups * (share + 1) // s.shares):
+    for g in range(groups * share // s.plan.shares, groups * (share + 1) // s.plan.shares):
         group(s, g * width, min((g + 1) * width, s.job.channels))
 
 
@@ -505,13 +505,13 @@ cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     """A share of one phase of a band."""
     cdef const Sweeps *s = <const Sweeps *> context
     cdef Py_ssize_t band = step // s.phases * s.plan.band, phase = step % s.phases + s.first
-    cdef Py_ssize_t n = min(s.plan.band, s.job.channels - band), each = s.shares // s.plan.threads
+    cdef Py_ssize_t n = min(s.plan.band, s.job.channels - band), each = s.plan.shares // s.plan.threads
     if phase == 0:
         sweep(s.job, &s.plan, s.reduce, band, share, False)
     elif phase == 1:
         # With the first of a thread's shares all its channels: of a few at a time there are no vectors.
         if share % each == 0:
-            finish(s, band + n * share // s.shares, band + n * (share + each) // s.shares)
+            finish(s, band + n * share // s.plan.shares, band + n * (share + each) // s.plan.shares)
     else:
         sweep(s.mapped, &s.plan, s.apply, band, share, s.plan.backwards)
 
@@ -552,7 +552,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
 
     There may be no apply, no reduce, and without reduce no finish: NULL.
     """
-    cdef Py_ssize_t operands, results = 0, groups, t
+    cdef Py_ssize_t operands, results = 0, t
     cdef Sweeps sweeps
     cdef Job mapped
     cdef int worth
@@ -580,14 +580,11 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.mapped = &mapped if apply != NULL and cut_for_map(job, &sweeps.plan, reduce != NULL, &mapped) else job
     worth = worth_of(work_of(job, operands - (results if job.stream else 0), reduce != NULL))
     if sweeps.plan.owner:
-        groups = ceil_div(job.channels, sweeps.plan.width)
-        sweeps.shares = min(groups, <Py_ssize_t> MOST_SHARES)
-        share_out(own, &sweeps, 1, sweeps.shares, 0, sweeps.plan.threads, worth)
+        share_out(own, &sweeps, 1, sweeps.plan.shares, 0, sweeps.plan.threads, worth)
     else:
-        sweeps.shares = sweeps.plan.shares
         sweeps.phases = (reduce != NULL) + (finish != NULL) + (apply != NULL)
         sweeps.first = 0 if reduce != NULL else 1 if finish != NULL else 2
-        share_out(meet, &sweeps, ceil_div(job.channels, sweeps.plan.band) * sweeps.phases, sweeps.shares,
+        share_out(meet, &sweeps, ceil_div(job.channels, sweeps.plan.band) * sweeps.phases, sweeps.plan.shares,
                   sweeps.phases if sweeps.plan.backwards else 0, sweeps.plan.threads, worth)
 
 
@@ -648,7 +645,7 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         "streamed": job.stream != 0,
         "block": job.block_outer if job.rows else job.block_inner,
         "slices": job.slices,
-        "shares": min(ceil_div(channels, plan.width), MOST_SHARES) if plan.owner else plan.shares,
+        "shares": plan.shares,
         "doubles": partial_size(&job),
         "tasks": tasks,
     }

@@ -152,12 +152,13 @@ static void cybn_await(const cybn_task *task, Py_ssize_t done) {
 
 /* All steps, each when the one before is done. */
 static void cybn_take_part(cybn_task *task, Py_ssize_t place) {
+    const Py_ssize_t places = task->helpers + 1, shares = task->shares;
     Py_ssize_t step, i, share;
     for (step = 0; step < task->steps; step++) {
         const int back = cybn_goes_back(step, task->back);
-        for (i = 0; i < task->shares; i++) {
+        for (i = 0; i < shares; i++) {
             unsigned char before = (unsigned char)step;
-            share = cybn_share_at(i, place, task->helpers + 1, task->shares, back);
+            share = cybn_share_at(i, place, places, shares, back);
             if (__atomic_load_n(&task->taken[share], __ATOMIC_RELAXED) != before
                 || !__atomic_compare_exchange_n(&task->taken[share], &before, (unsigned char)(step + 1), 0,
                                                 __ATOMIC_RELAXED, __ATOMIC_RELAXED))
@@ -166,7 +167,7 @@ static void cybn_take_part(cybn_task *task, Py_ssize_t place) {
             CYBN_ADD(&task->done, 1);
             cybn_tell();
         }
-        cybn_await(task, (step + 1) * task->shares);
+        cybn_await(task, (step + 1) * shares);
     }
 }
 
