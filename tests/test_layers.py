@@ -584,6 +584,64 @@ def test_a_subclass_may_override_forward(x, g):
     assert bits([Called(3)(x)]) == bits([want])
 
 
+def test_settings_are_checked_where_they_are_set(x):
+    bn = trained(x)
+    before, state = repr(bn), state_bits(bn)
+    with raises(ValueError, "eps must be a finite number and not negative, got -1.0"):
+        bn.eps = -1
+    with raises(TypeError, "eps must be a real number, got str"):
+        bn.eps = "small"
+    with raises(TypeError, "axis must be an integer, got 1.0"):
+        bn.axis = 1.0
+    with raises(ValueError, "activation must be None, 'relu' or 'leaky_relu', got 'tanh'"):
+        bn.activation = "tanh"
+    with raises(ValueError, "negative_slope must be a finite number and not negative, got nan"):
+        bn.negative_slope = float("nan")
+    assert repr(bn) == before
+    assert state_bits(bn) == state
+
+
+def test_settings_hold_from_the_next_call_on(x):
+    bn = trained(x).eval()
+    bn(x)
+    bn.eps, bn.activation, bn.negative_slope, bn.axis = 0.5, "leaky_relu", 0.25, -1
+    assert (bn.eps, bn.activation, bn.negative_slope, bn.axis) == (0.5, "leaky_relu", 0.25, -1)
+    last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    want = cybn.batch_norm(
+        last, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.1, 0.5, axis=-1,
+        activation="leaky_relu", negative_slope=0.25,
+    )  # fmt: skip
+    assert bits([bn(last)]) == bits([want])
+
+
+def test_a_subclass_may_have_settings_of_its_own(x):
+    """They hide those that the compiled part reads."""
+
+    class Frozen(cybn.BatchNorm):
+        @property
+        def training(self):
+            return False
+
+        @training.setter
+        def training(self, mode):
+            pass
+
+    class Named(cybn.BatchNorm):
+        eps = activation = None
+
+    frozen = Frozen(3)
+    want = cybn.BatchNorm(3).eval()(x)
+    assert bits([frozen.train()(x)]) == bits([want])
+    assert frozen.num_batches_tracked == 0
+    named = Named(3, activation="relu", eps=0.5).eval()
+    want = cybn.BatchNorm(3, activation="relu", eps=0.5).eval()(x)
+    for bn in (named, copy.deepcopy(named)):
+        assert bits([bn(x)]) == bits([want])
+    named.eps = -1
+    with raises(ValueError, "eps must be a finite number and not negative, got -1.0"):
+        named(x)
+
+
 def test_a_subclass_may_compare(x):
     class Equal(cybn.BatchNorm):
         def __eq__(self, other):

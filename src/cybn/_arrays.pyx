@@ -87,17 +87,23 @@ cdef ndarray as_same(object value, str name, ndarray x):
     return a
 
 
+cdef object as_integer(object value, str name):
+    """As a Python int."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    except Exception as error:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__} ({error})") from error
+
+
 cdef int channel_axis(ndarray x, object axis) except -1:
     cdef Py_ssize_t index, ndim
-    if type(axis) is not int:
-        if isinstance(axis, (bool, np.bool_)):
-            raise TypeError(f"axis must be an integer, got {axis!r}")
-        try:
-            axis = operator.index(axis)
-        except TypeError:
-            raise TypeError(f"axis must be an integer, got {axis!r}") from None
-        except Exception as error:
-            raise TypeError(f"axis must be an integer, got {type(axis).__name__} ({error})") from error
+    axis = as_integer(axis, "axis")
     ndim = cnp.PyArray_NDIM(x)
     if not -ndim <= axis < ndim:
         raise ValueError(f"x must have an axis {axis} for the channels, got shape {shape_of(x)}")

@@ -32,21 +32,22 @@ cdef class Coefficients:
         job.offset = self.memory + 3 * self.channels
 
 
-cdef bint same(ndarray kept, object vector):
+cdef bint same(ndarray kept, object vector, Py_ssize_t channels):
     """Whether a vector has the type and the bytes of the copy that was kept of it."""
     if kept is None:
         return vector is None
-    return (type(vector) is ndarray and is_dense_vector(vector, cnp.PyArray_SIZE(kept))
+    return (type(vector) is ndarray and is_dense_vector(vector, channels)
             and cnp.PyArray_TYPE(kept) == cnp.PyArray_TYPE(vector)
-            and memcmp(cnp.PyArray_DATA(kept), cnp.PyArray_DATA(vector), cnp.PyArray_NBYTES(kept)) == 0)
+            and memcmp(cnp.PyArray_DATA(kept), cnp.PyArray_DATA(vector), channels * cnp.PyArray_ITEMSIZE(kept)) == 0)
 
 
 cdef Coefficients coefficients_of(Coefficients before, tuple vectors, double eps, Py_ssize_t channels,
                                   finisher finish_normalize):
     """Those of running_mean, running_var, weight and bias: the ones of `before`, if that may be."""
     if (before is None or before.channels != channels or before.eps != eps
-            or not (same(before.vectors[0], vectors[0]) and same(before.vectors[1], vectors[1])
-                    and same(before.vectors[2], vectors[2]) and same(before.vectors[3], vectors[3]))):
+            or not (same(before.vectors[0], vectors[0], channels) and same(before.vectors[1], vectors[1], channels)
+                    and same(before.vectors[2], vectors[2], channels)
+                    and same(before.vectors[3], vectors[3], channels))):
         return new_coefficients(vectors, eps, channels, finish_normalize)
     return before
 

@@ -21,6 +21,7 @@ from numpy cimport ndarray
 from cybn._arrays cimport (
     Layout,
     as_data,
+    as_integer,
     as_out,
     as_running,
     as_same,
@@ -264,7 +265,8 @@ cdef int execute(Call call, verb reduce, finisher finish, verb apply) except -1:
     return 0
 
 
-cdef double real_number(object value, str name) except? -1:
+cpdef double real_number(object value, str name) except? -1:
+    """float(value), if it is a number; whatever that may raise."""
     if type(value) is float:
         return value
     if isinstance(value, cnp.ndarray):
@@ -272,11 +274,6 @@ cdef double real_number(object value, str name) except? -1:
             raise TypeError(f"{name} must be a real number, got an array of {value.dtype} and shape {value.shape}")
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    return to_float(value, name)
-
-
-cpdef double to_float(object value, str name) except? -1:
-    """float(value), whatever that may raise."""
     try:
         return float(value)
     except OverflowError:
@@ -322,19 +319,31 @@ cdef double check_momentum(object momentum) except? -1:
     return value
 
 
-cdef int read_activation(Call call, object activation, object negative_slope) except -1:
+cdef double check_slope(object negative_slope) except? -1:
+    cdef double value = real_number(negative_slope, "negative_slope")
+    if not value >= 0 or not isfinite(value):
+        raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
+    return value
+
+
+cdef tuple ACTIVATIONS = (None, "relu", "leaky_relu")     # by their numbers
+
+
+cdef int activation_number(object activation) except -1:
     if activation is None:
         return 0
-    cdef object name = activation if isinstance(activation, str) else ""    # an array's == has no truth value
-    if name == "relu":
-        call.job.activation = RELU
-    elif name == "leaky_relu":
-        call.job.activation = LEAKY_RELU
-        call.job.negative_slope = real_number(negative_slope, "negative_slope")
-        if not call.job.negative_slope >= 0 or not isfinite(call.job.negative_slope):
-            raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
-    else:
-        raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
+    if isinstance(activation, str):     # (an array's == has no truth value)
+        if activation == "relu":
+            return RELU
+        if activation == "leaky_relu":
+            return LEAKY_RELU
+    raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
+
+
+cdef int read_activation(Call call, object activation, object negative_slope) except -1:
+    call.job.activation = activation_number(activation)
+    if call.job.activation == LEAKY_RELU:
+        call.job.negative_slope = check_slope(negative_slope)
     return 0
 
 
@@ -394,7 +403,12 @@ cdef double degrees_of_freedom(Call call, double correction) noexcept:
     return call.v.count if correction == 0 else 2 * call.pairs / call.v.count
 
 
+cdef str NORMALIZE = "normalize"    # the default, by far the most usual: two comparisons take 40 ns
+
+
 cdef bint read_masked_output(object masked_output) except -1:
+    if masked_output is NORMALIZE:
+        return False
     if not isinstance(masked_output, str) or masked_output not in ("normalize", "zero"):
         raise ValueError(f"masked_output must be 'normalize' or 'zero', got {masked_output!r}")
     return masked_output == "zero"
@@ -460,6 +474,11 @@ cdef void set_unit(double *mean, double *var, Py_ssize_t n) noexcept:
 def view(value, name, wanted=None):
     """`value` as an array that later calls need not convert again. `wanted`: what errors say that it should be."""
     return view_array(value, name, False, wanted)
+
+
+def integer(value, name):
+    """`value` as a Python int."""
+    return as_integer(value, name)
 
 
 cdef inline object given(object out, ndarray result):
@@ -690,60 +709,116 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
 
 @cython.auto_pickle(False)
 cdef class Layer:
-    """What runs when a layer is called. State and modes are the subclass's: see `cybn.layers.BatchNorm`.
+    """What runs when a layer is called, and the settings that it reads. The rest is the subclass's: see
+    `cybn.layers.BatchNorm`.
 
-    Here, because an inference is done without a line of Python, whose frame takes a third of a microsecond, and because
-    the coefficients of one call serve the next.
+    Here, because an inference is done without a line of Python, whose frame takes a third of a microsecond, because the
+    coefficients of one call serve the next, and because an attribute of a Python object takes 20 ns to read.
     """
+    _ranks = None       # that a subclass accepts
+
     cdef readonly Coefficients _coefficients    # of the last inference
+    cdef public Py_ssize_t num_features
+    cdef public bint track_running_stats
+    cdef public bint in_place
+    cdef public bint training
+    cdef public object _saved       # for `backward`, or None
+    cdef double given_eps
+    cdef Py_ssize_t channels_at
+    cdef int activated      # with which of ACTIVATIONS
+    cdef double slope
+    cdef object ranks               # `_ranks`
+    cdef tuple hidden               # settings of which a subclass makes something of its own
+
+    def __cinit__(self, *_, **__):
+        cls = type(self)
+        self.ranks = cls._ranks
+        self.hidden = tuple([name for name in SETTINGS if getattr(cls, name) is not getattr(Layer, name)])
+
+    @property
+    def eps(self):
+        return self.given_eps
+
+    @eps.setter
+    def eps(self, value):
+        self.given_eps = check_eps(value, False)
+
+    @property
+    def activation(self):
+        return ACTIVATIONS[self.activated]
+
+    @activation.setter
+    def activation(self, value):
+        self.activated = activation_number(value)
+
+    @property
+    def negative_slope(self):
+        return self.slope
+
+    @negative_slope.setter
+    def negative_slope(self, value):
+        self.slope = check_slope(value)
+
+    @property
+    def axis(self):
+        return self.channels_at
+
+    @axis.setter
+    def axis(self, value):
+        self.channels_at = as_integer(value, "axis")
 
     def __call__(self, x, *, residual=None, mask=None, sample_weight=None, masked_output="normalize", out=None,
                  num_threads=None, save_for_backward=None):
         """See `forward`."""
         cdef ndarray data = as_data(x, "x"), y
-        cdef object axis = self.axis
-        cdef bint training = self.training
-        cdef bint save = training if save_for_backward is None else truth(save_for_backward, "save_for_backward")
         cdef object to = out
+        cdef bint save
         cdef Call call
-        check_input(data, axis, self)
+        for name in self.hidden:
+            getattr(Layer, name).__set__(self, getattr(self, name))
+        save = self.training if save_for_backward is None else truth(save_for_backward, "save_for_backward")
+        check_input(data, self)
         if self.in_place:
             to = self._check_in_place(data, residual, out, x)
-        if training or save or not self.track_running_stats:
-            return given(out, self._pass(data, training, save, residual, mask, sample_weight, masked_output, to,
+        if self.training or save or not self.track_running_stats:
+            return given(out, self._pass(data, self.training, save, residual, mask, sample_weight, masked_output, to,
                                          num_threads))
-        call = open_call(data, axis, num_threads)
-        call.coefficients = self.find_coefficients(check_eps(self.eps, False), call.channels)
+        call = open_call(data, self.channels_at, num_threads)
+        call.coefficients = self.find_coefficients(call.channels)
         call.coefficients.use(&call.job)
-        y = apply(call, data, NULL, self.activation, self.negative_slope, residual, mask, sample_weight, masked_output,
-                  to)
+        y = apply(call, data, NULL, ACTIVATIONS[self.activated], self.slope if self.activated == LEAKY_RELU else None,
+                  residual, mask, sample_weight, masked_output, to)
         if self._saved is not None:
             with self._lock:
                 self._keep(None)
         return given(out, y)
 
-    cdef Coefficients find_coefficients(self, double eps, Py_ssize_t channels):
+    cdef Coefficients find_coefficients(self, Py_ssize_t channels):
         cdef tuple vectors = (self.running_mean, self.running_var, self.weight, self.bias)
         cdef Coefficients before, found
         check_running(vectors[0], vectors[1], False)
         with cython.critical_section(self):
             before = self._coefficients
-        found = coefficients_of(before, vectors, eps, channels, kernels.finish_normalize)
+        found = coefficients_of(before, vectors, self.given_eps, channels, kernels.finish_normalize)
         if found is not before:
             with cython.critical_section(self):
                 self._coefficients = found
         return found
 
 
-cdef int check_input(ndarray x, object axis, object layer) except -1:
+SETTINGS = ("num_features", "track_running_stats", "in_place", "training", "eps", "axis", "activation",
+            "negative_slope")
+"""What a layer reads in each call, but for its arrays."""
+
+
+cdef int check_input(ndarray x, Layer layer) except -1:
     """Whether x has a rank that the layer takes and its number of channels."""
     cdef Py_ssize_t ndim = cnp.PyArray_NDIM(x), channels
-    cdef object ranks = layer._ranks
-    if ranks is not None and ndim not in ranks:
-        expected = " or ".join(f"{rank}D" for rank in ranks)
+    if layer.ranks is not None and ndim not in layer.ranks:
+        expected = " or ".join(f"{rank}D" for rank in layer.ranks)
         raise ValueError(f"x must be {expected} for {type(layer).__name__}, got {ndim}D of shape {(<object> x).shape}")
-    channels = cnp.PyArray_DIM(x, channel_axis(x, axis))
+    channels = cnp.PyArray_DIM(x, channel_axis(x, layer.channels_at))
     if channels != layer.num_features:
-        raise ValueError(f"x must have {layer.num_features} channels along axis {axis}, "
+        raise ValueError(f"x must have {layer.num_features} channels along axis {layer.axis}, "
                          f"got {channels} in shape {(<object> x).shape}")
     return 0

@@ -1,7 +1,6 @@
 """The layers: parameters, running statistics and modes around the functions, named as in PyTorch."""
 
 import copyreg
-import operator
 import os
 from collections.abc import Mapping
 from threading import RLock, local
@@ -128,8 +127,6 @@ class BatchNorm(_ops.Layer):
     ((32, 8, 5, 5), (8,))
     """
 
-    _ranks = None  # the ranks a subclass accepts
-
     def __init__(
         self,
         num_features,
@@ -145,32 +142,27 @@ class BatchNorm(_ops.Layer):
         negative_slope=0.01,
         in_place=False,
     ):
-        self.num_features = _integer("num_features", num_features)
-        if self.num_features < 1:
+        num_features = _ops.integer(num_features, "num_features")
+        if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
-        if self.num_features > MOST_FEATURES:
+        if num_features > MOST_FEATURES:
             raise ValueError(f"num_features must be at most {MOST_FEATURES}, got {num_features}")
-        self.eps = _number("eps", eps)
-        if not 0 <= self.eps < np.inf:
-            raise ValueError(f"eps must be a finite number and not negative, got {eps}")
-        self.momentum = None if momentum is None else _number("momentum", momentum)
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = None if momentum is None else _ops.real_number(momentum, "momentum")
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be between 0 and 1, or None, got {momentum}")
         self.affine = _ops.truth(affine, "affine")
         self.track_running_stats = _ops.truth(track_running_stats, "track_running_stats")
-        self.axis = _integer("axis", axis)
+        self.axis = axis
         try:
             self.dtype = np.dtype(dtype)
         except Exception as error:
             raise TypeError(f"dtype must be float32 or float64, got {type(dtype).__name__} ({error})") from error
         if self.dtype not in (np.float32, np.float64) or not self.dtype.isnative:
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
-        if not (activation is None or (isinstance(activation, str) and activation in ("relu", "leaky_relu"))):
-            raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
         self.activation = activation
-        self.negative_slope = _number("negative_slope", negative_slope)
-        if not 0 <= self.negative_slope < np.inf:
-            raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
+        self.negative_slope = negative_slope
         self.in_place = _ops.truth(in_place, "in_place")
         least, most = IN_PLACE_SLOPES
         leaky = self.activation == "leaky_relu" and least <= self.negative_slope <= most
@@ -459,7 +451,7 @@ class BatchNorm(_ops.Layer):
         counter = None
         if "num_batches_tracked" in state:
             counter = _ops.view(state["num_batches_tracked"], "num_batches_tracked", "an integer")[()]
-            counter = _integer("num_batches_tracked", counter)
+            counter = _ops.integer(counter, "num_batches_tracked")
             if not 0 <= counter <= MOST_BATCHES:
                 raise ValueError(f"num_batches_tracked must be from 0 to {MOST_BATCHES}, got {counter}")
         with self._lock:
@@ -504,10 +496,12 @@ class BatchNorm(_ops.Layer):
 
     def __getstate__(self):
         # A pickled or copied layer carries its state, not the activations of its last pass.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_saved", "_lost", "_lock")}
+        settings = {name: getattr(self, name) for name in _ops.SETTINGS}
+        return settings | {name: value for name, value in self.__dict__.items() if name not in ("_lost", "_lock")}
 
     def __setstate__(self, state):
-        self.__dict__.update(state)
+        for name, value in state.items():
+            setattr(self, name, value)
         self._guard()
 
     def _guard(self):
@@ -565,20 +559,3 @@ class _Saved:
         self.residual = residual
         self.thread = _this_thread()
         self.used = False
-
-
-def _integer(name, value):
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    except Exception as error:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__} ({error})") from error
-
-
-def _number(name, value):
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.floating | np.integer):
-        raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
-    return _ops.to_float(value, name)
