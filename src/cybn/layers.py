@@ -201,9 +201,9 @@ class BatchNorm(_ops.Layer):
             kept = None
             if save:
                 overwritten = out is not None and np.shares_memory(x, y)
-                kept = _Saved(
-                    None if overwritten else x, mean, invstd, batch_stats, y if self.in_place else None, gate, mask,
-                    sample_weight, residual is not None,
+                kept = _ops.Saved(
+                    _this_thread(), None if overwritten else x, mean, invstd, batch_stats, y if self.in_place else None,
+                    gate, mask, sample_weight, residual is not None,
                 )  # fmt: skip
             self._keep(kept)
             if update and x.size and (mask is None or np.any(mask)):
@@ -538,24 +538,3 @@ class BatchNorm3d(BatchNorm):
     """`BatchNorm` that accepts (N, C, D, H, W) only."""
 
     _ranks = (5,)
-
-
-class _Saved:
-    """What `backward` needs of a forward pass. (Not a NamedTuple, which takes half a microsecond to make.)"""
-
-    __slots__ = (
-        "gate", "invstd", "mask", "mean", "output", "residual", "sample_weight", "thread", "training", "used", "x",
-    )  # fmt: skip
-
-    def __init__(self, x, mean, invstd, training, output, gate, mask, sample_weight, residual):
-        self.x = x
-        self.mean = mean
-        self.invstd = invstd
-        self.training = training
-        self.output = output  # in place
-        self.gate = gate
-        self.mask = mask
-        self.sample_weight = sample_weight
-        self.residual = residual
-        self.thread = _this_thread()
-        self.used = False
