@@ -330,19 +330,22 @@ def test_shares_of_rows_of_one_block_do_not_show(extra, training):
 
 @dtypes
 @pytest.mark.parametrize("extra", ["none", "relu", "add relu", "mask"])
-def test_other_channels_and_the_distance_of_rows_do_not_show(extra, dtype):
-    # Of rows that are whole 4 KB apart a reduction takes fewer at a time.
+@pytest.mark.parametrize("channels", [1040, 2047, 2600])
+def test_other_channels_and_the_distance_of_rows_do_not_show(channels, extra, dtype):
+    # Of rows that are whole 4 KB apart a reduction takes fewer at a time; maps take rows of less than two tiles whole,
+    # wider ones in equal parts.
     rng = np.random.default_rng(6)
-    wide = problem((67, 1040), 1, dtype)
-    near = {name: a[..., :1024].copy() if np.ndim(a) else a for name, a in wide.items()}
+    wide = problem((67, channels), 1, dtype)
     chosen = {"activation": "relu" if "relu" in extra else None}
     if extra == "mask":
         chosen["mask"] = rng.random(67) < 0.8
-    residual = rng.normal(size=(67, 1040)).astype(dtype)
+    residual = rng.normal(size=(67, channels)).astype(dtype)
     added = "add" in extra
     want = every_array(wide, chosen | ({"residual": residual} if added else {}), True)
-    got = every_array(near, chosen | ({"residual": residual[:, :1024].copy()} if added else {}), True)
-    assert bits(got) == bits([a[..., :1024] for a in want])
+    for part in (slice(1024), slice(-1000, None)):
+        near = {name: a[..., part].copy() if np.ndim(a) else a for name, a in wide.items()}
+        got = every_array(near, chosen | ({"residual": residual[:, part].copy()} if added else {}), True)
+        assert bits(got) == bits([a[..., part] for a in want])
 
 
 @dtypes
