@@ -332,7 +332,7 @@ def test_shares_of_rows_of_one_block_do_not_show(extra, training):
 @pytest.mark.parametrize("extra", ["none", "relu", "add relu", "mask"])
 @pytest.mark.parametrize("channels", [1040, 2047, 2600])
 def test_other_channels_and_the_distance_of_rows_do_not_show(channels, extra, dtype):
-    # Of rows that are whole 4 KB apart a reduction takes fewer at a time; maps take rows of less than two tiles whole,
+    # Of rows that are whole 4 KB apart a reduction takes fewer at a time; maps take float32's up to 1663 columns whole,
     # wider ones in equal parts.
     rng = np.random.default_rng(6)
     wide = problem((67, channels), 1, dtype)

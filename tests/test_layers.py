@@ -584,62 +584,97 @@ def test_a_subclass_may_override_forward(x, g):
     assert bits([Called(3)(x)]) == bits([want])
 
 
-def test_settings_are_checked_where_they_are_set(x):
-    bn = trained(x)
-    before, state = repr(bn), state_bits(bn)
-    with raises(ValueError, "eps must be a finite number and not negative, got -1.0"):
-        bn.eps = -1
-    with raises(TypeError, "eps must be a real number, got str"):
-        bn.eps = "small"
-    with raises(TypeError, "axis must be an integer, got 1.0"):
-        bn.axis = 1.0
-    with raises(ValueError, "activation must be None, 'relu' or 'leaky_relu', got 'tanh'"):
-        bn.activation = "tanh"
-    with raises(ValueError, "negative_slope must be a finite number and not negative, got nan"):
-        bn.negative_slope = float("nan")
-    assert repr(bn) == before
-    assert state_bits(bn) == state
+SETTINGS = {
+    "training": True, "eps": 0.5, "axis": 0, "num_features": 4, "activation": "relu", "in_place": True,
+    "track_running_stats": False, "weight": np.full(3, 2.0, np.float32), "bias": np.ones(3, np.float32),
+    "running_mean": np.ones(3), "running_var": np.full(3, 9.0),
+}  # fmt: skip
 
 
-def test_settings_hold_from_the_next_call_on(x):
-    bn = trained(x).eval()
+@pytest.mark.parametrize("name", SETTINGS)
+def test_attributes_hold_from_the_next_call_on(x, name):
+    """Inferences keep what they have read; setting, deleting and `__class__` end that."""
+
+    def outcome(bn):
+        given = x.copy()
+        try:
+            return bits([bn(given), given])
+        except Exception as error:
+            return repr(error)
+
+    bn, twin = (trained(x).eval() for _ in range(2))
+    first = outcome(bn)
+    assert outcome(bn) == first
+    before = getattr(bn, name)
+    for layer in (bn, twin):
+        setattr(layer, name, SETTINGS[name])
+    assert outcome(bn) == outcome(twin) != first
+    setattr(bn, name, before)
+    bn.training = False
+    if name != "training":
+        assert outcome(bn) == first
+    delattr(bn, name)
+    assert outcome(bn) == repr(AttributeError(f"'BatchNorm' object has no attribute '{name}'"))
+    setattr(bn, name, before)
+    bn.__class__ = cybn.BatchNorm3d
+    with raises(ValueError, f"x must be 5D for BatchNorm3d, got {x.ndim}D of shape {x.shape}"):
+        bn(x)
+
+
+def test_a_slope_holds_from_the_next_call_on(x):
+    bn = cybn.BatchNorm(3, activation="leaky_relu").eval()
     bn(x)
-    bn.eps, bn.activation, bn.negative_slope, bn.axis = 0.5, "leaky_relu", 0.25, -1
-    assert (bn.eps, bn.activation, bn.negative_slope, bn.axis) == (0.5, "leaky_relu", 0.25, -1)
-    last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
-    want = cybn.batch_norm(
-        last, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.1, 0.5, axis=-1,
-        activation="leaky_relu", negative_slope=0.25,
-    )  # fmt: skip
-    assert bits([bn(last)]) == bits([want])
+    bn.negative_slope = 0.5
+    assert bits([bn(x)]) == bits([cybn.BatchNorm(3, activation="leaky_relu", negative_slope=0.5).eval()(x)])
 
 
-def test_a_subclass_may_have_settings_of_its_own(x):
-    """They hide those that the compiled part reads."""
+def test_an_inference_keeps_no_vector_alive(x):
+    bn = cybn.BatchNorm(3).eval()
+    bn(x)
+    watched = weakref.ref(bn.bias)
+    bn.bias = None
+    assert watched() is None
 
-    class Frozen(cybn.BatchNorm):
+
+def test_a_subclass_may_have_attributes_of_its_own(x):
+    """What its class says may change without being set."""
+
+    class Switched(cybn.BatchNorm):
+        frozen = False
+
         @property
         def training(self):
-            return False
+            return not self.frozen
 
         @training.setter
         def training(self, mode):
             pass
 
-    class Named(cybn.BatchNorm):
-        eps = activation = None
+    class Mixin:
+        eps = property(lambda self: Mixin.value, lambda self, value: None)
+        value = 0.25
 
-    frozen = Frozen(3)
+    class Mixed(cybn.BatchNorm, Mixin):
+        pass
+
+    class Scaled(cybn.BatchNorm):
+        __slots__ = ("weight",)
+
     want = cybn.BatchNorm(3).eval()(x)
-    assert bits([frozen.train()(x)]) == bits([want])
-    assert frozen.num_batches_tracked == 0
-    named = Named(3, activation="relu", eps=0.5).eval()
-    want = cybn.BatchNorm(3, activation="relu", eps=0.5).eval()(x)
-    for bn in (named, copy.deepcopy(named)):
-        assert bits([bn(x)]) == bits([want])
-    named.eps = -1
-    with raises(ValueError, "eps must be a finite number and not negative, got -1.0"):
-        named(x)
+    bn = Switched(3)
+    for Switched.frozen in (True, False, True):
+        for _ in range(2):
+            before = bn.num_batches_tracked
+            bn(x)
+            assert bn.num_batches_tracked == before + (not bn.frozen)
+    bn = Mixed(3).eval()
+    for Mixin.value in (0.25, 0.5, 1e-5):
+        assert bits([bn(x)]) == bits([cybn.BatchNorm(3, eps=Mixin.value).eval()(x)])
+    bn = Scaled(3).eval()
+    assert bits([bn(x)]) == bits([want])
+    bn.weight = None
+    bn.bias = np.full(3, 7, np.float32)
+    assert bits([copy.copy(bn)(x) if bn.weight else bn(x)]) == bits([cybn.BatchNorm(3, affine=False).eval()(x) + 7])
 
 
 def test_a_subclass_may_compare(x):

@@ -13,6 +13,7 @@ from cybn import _kernels
 cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite
 from libc.string cimport memcpy, memset
@@ -57,6 +58,9 @@ from cybn._schedule cimport decompose, mark, partial_size, run, weigh_blocks
 from cybn._threads cimport wished_threads
 
 cnp.import_array()
+
+cdef extern from "Python.h":
+    int PyObject_GenericSetAttr(object, object, PyObject *) except -1
 
 cdef extern from *:
     """
@@ -708,95 +712,82 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
 
 # -------------------------------------------------------------------------------------------------------------- layers
 
-@cython.final
-@cython.freelist(8)
-@cython.auto_pickle(False)
-cdef class Saved:
-    """What `backward` needs of a forward pass. (Here: a Python class takes 0.6 us to make, a NamedTuple half of it.)"""
-    cdef public object thread
-    cdef public object x
-    cdef public object mean
-    cdef public object invstd
-    cdef public bint training
-    cdef public object output       # in place
-    cdef public object gate
-    cdef public object mask
-    cdef public object sample_weight
-    cdef public bint residual       # whether there was one
-    cdef public bint used
+cdef struct Settings:
+    # What a call reads of its layer, but for the arrays.
+    Py_ssize_t num_features
+    Py_ssize_t axis
+    bint training
+    bint track_running_stats
+    bint in_place
+    bint keeps          # something for `backward`
+    double eps
+    int activation
+    double negative_slope
+    Py_ssize_t changes  # of the layer when its attributes were read
 
-    def __init__(self, thread, x, mean, invstd, training, output, gate, mask, sample_weight, residual):
-        self.thread = thread
-        self.x = x
-        self.mean = mean
-        self.invstd = invstd
-        self.training = training
-        self.output = output
-        self.gate = gate
-        self.mask = mask
-        self.sample_weight = sample_weight
-        self.residual = residual
+cdef tuple SETTINGS = ("num_features", "axis", "training", "track_running_stats", "in_place", "_saved", "eps",
+                       "activation", "negative_slope")
+cdef tuple VECTORS = ("running_mean", "running_var", "weight", "bias")
+cdef Py_ssize_t FAR = <Py_ssize_t> 1 << 62      # no axis, and no number of channels, is so large
 
 
 @cython.auto_pickle(False)
 cdef class Layer:
-    """What runs when a layer is called, and the settings that it reads. The rest is the subclass's: see
-    `cybn.layers.BatchNorm`.
+    """What runs when a layer is called. State and modes are the subclass's: see `cybn.layers.BatchNorm`.
 
-    Here, because an inference is done without a line of Python, whose frame takes a third of a microsecond, because the
-    coefficients of one call serve the next, and because an attribute of a Python object takes 20 ns to read.
+    Here, because an inference is done without a line of Python, whose frame takes a third of a microsecond, and because
+    what one call has found serves the next: the coefficients, and the attributes, of which each takes 20 ns to read.
     """
-    _ranks = None       # that a subclass accepts
-
     cdef readonly Coefficients _coefficients    # of the last inference
-    cdef public Py_ssize_t num_features
-    cdef public bint track_running_stats
-    cdef public bint in_place
-    cdef public bint training
-    cdef public object _saved       # for `backward`, or None
-    cdef double given_eps
-    cdef Py_ssize_t channels_at
-    cdef int activated      # with which of ACTIVATIONS
-    cdef double slope
-    cdef object ranks               # `_ranks`
-    cdef tuple hidden               # settings of which a subclass makes something of its own
+    cdef Py_ssize_t changes     # how often attributes have been set
+    cdef Settings settings      # what they said, with the vectors; these are None where that may no longer hold
+    cdef tuple vectors
 
-    def __cinit__(self, *_, **__):
-        cls = type(self)
-        self.ranks = cls._ranks
-        self.hidden = tuple([name for name in SETTINGS if getattr(cls, name) is not getattr(Layer, name)])
+    def __setattr__(self, name, value):
+        PyObject_GenericSetAttr(self, name, <PyObject *> value)
+        self.forget()
 
-    @property
-    def eps(self):
-        return self.given_eps
+    def __delattr__(self, name):
+        PyObject_GenericSetAttr(self, name, NULL)
+        self.forget()
 
-    @eps.setter
-    def eps(self, value):
-        self.given_eps = check_eps(value, False)
+    cdef void forget(self) noexcept:
+        """After a change: who has read attributes before it must not take them for those that hold."""
+        with cython.critical_section(self):
+            _before = self.vectors      # (lives until there is none here: code that its end runs may call the layer)
+            self.changes += 1
+            self.vectors = None
 
-    @property
-    def activation(self):
-        return ACTIVATIONS[self.activated]
+    cdef tuple look(self, Settings *settings):
+        """The settings and the vectors, as the last inference has found them, or from the attributes."""
+        cdef tuple vectors
+        with cython.critical_section(self):
+            settings[0] = self.settings
+            settings.changes = self.changes
+            vectors = self.vectors
+        if vectors is not None:
+            return vectors
+        settings.num_features = clip(as_integer(self.num_features, "num_features"))
+        settings.axis = clip(as_integer(self.axis, "axis"))
+        settings.in_place = self.in_place
+        settings.training = self.training
+        if settings.training:
+            return None     # `_pass` reads the rest
+        settings.track_running_stats = self.track_running_stats
+        settings.keeps = self._saved is not None
+        settings.eps = check_eps(self.eps, False)
+        settings.activation = activation_number(self.activation)
+        settings.negative_slope = check_slope(self.negative_slope) if settings.activation == LEAKY_RELU else 0
+        return self.running_mean, self.running_var, self.weight, self.bias
 
-    @activation.setter
-    def activation(self, value):
-        self.activated = activation_number(value)
-
-    @property
-    def negative_slope(self):
-        return self.slope
-
-    @negative_slope.setter
-    def negative_slope(self, value):
-        self.slope = check_slope(value)
-
-    @property
-    def axis(self):
-        return self.channels_at
-
-    @axis.setter
-    def axis(self, value):
-        self.channels_at = as_integer(value, "axis")
+    cdef int remember(self, const Settings *settings, tuple vectors) except -1:
+        """For the next inference. (Training sets attributes in every pass.)"""
+        if self.vectors is None and in_dictionary(self):
+            with cython.critical_section(self):
+                if self.changes == settings.changes:
+                    self.settings = settings[0]
+                    self.vectors = vectors
+        return 0
 
     def __call__(self, x, *, residual=None, mask=None, sample_weight=None, masked_output="normalize", out=None,
                  num_threads=None, save_for_backward=None):
@@ -805,51 +796,66 @@ cdef class Layer:
         cdef object to = out
         cdef bint save
         cdef Call call
-        for name in self.hidden:
-            getattr(Layer, name).__set__(self, getattr(self, name))
-        save = self.training if save_for_backward is None else truth(save_for_backward, "save_for_backward")
-        check_input(data, self)
-        if self.in_place:
+        cdef Settings settings
+        cdef tuple vectors = self.look(&settings)
+        save = settings.training if save_for_backward is None else truth(save_for_backward, "save_for_backward")
+        check_input(data, &settings, self)
+        if settings.in_place:
             to = self._check_in_place(data, residual, out, x)
-        if self.training or save or not self.track_running_stats:
-            return given(out, self._pass(data, self.training, save, residual, mask, sample_weight, masked_output, to,
-                                         num_threads))
-        call = open_call(data, self.channels_at, num_threads)
-        call.coefficients = self.find_coefficients(call.channels)
+        if settings.training or save or not settings.track_running_stats:
+            return given(out, self._pass(data, settings.training, save, residual, mask, sample_weight, masked_output,
+                                         to, num_threads))
+        self.remember(&settings, vectors)
+        call = open_call(data, settings.axis, num_threads)
+        call.coefficients = self.find_coefficients(vectors, settings.eps, call.channels)
         call.coefficients.use(&call.job)
-        y = apply(call, data, NULL, ACTIVATIONS[self.activated], self.slope if self.activated == LEAKY_RELU else None,
-                  residual, mask, sample_weight, masked_output, to)
-        if self._saved is not None:
+        y = apply(call, data, NULL, ACTIVATIONS[settings.activation],
+                  settings.negative_slope if settings.activation == LEAKY_RELU else None, residual, mask, sample_weight,
+                  masked_output, to)
+        if settings.keeps:
             with self._lock:
                 self._keep(None)
         return given(out, y)
 
-    cdef Coefficients find_coefficients(self, Py_ssize_t channels):
-        cdef tuple vectors = (self.running_mean, self.running_var, self.weight, self.bias)
+    cdef Coefficients find_coefficients(self, tuple vectors, double eps, Py_ssize_t channels):
         cdef Coefficients before, found
         check_running(vectors[0], vectors[1], False)
         with cython.critical_section(self):
             before = self._coefficients
-        found = coefficients_of(before, vectors, self.given_eps, channels, kernels.finish_normalize)
+        found = coefficients_of(before, vectors, eps, channels, kernels.finish_normalize)
         if found is not before:
             with cython.critical_section(self):
                 self._coefficients = found
         return found
 
 
-SETTINGS = ("num_features", "track_running_stats", "in_place", "training", "eps", "axis", "activation",
-            "negative_slope")
-"""What a layer reads in each call, but for its arrays."""
+cdef Py_ssize_t clip(object n) except? -1:
+    return min(max(n, -FAR), FAR)
 
 
-cdef int check_input(ndarray x, Layer layer) except -1:
+cdef bint in_dictionary(Layer layer) except -1:
+    """Whether what `look` reads are attributes of the object and not of its class: then they change by being set."""
+    cdef dict own = layer.__dict__
+    if type(layer).__getattribute__ is not object.__getattribute__:
+        return False
+    for name in SETTINGS + VECTORS:
+        if name not in own:
+            return False
+        for kind in type(layer).__mro__:
+            if name in kind.__dict__:
+                return False
+    return True
+
+
+cdef int check_input(ndarray x, const Settings *settings, object layer) except -1:
     """Whether x has a rank that the layer takes and its number of channels."""
     cdef Py_ssize_t ndim = cnp.PyArray_NDIM(x), channels
-    if layer.ranks is not None and ndim not in layer.ranks:
-        expected = " or ".join(f"{rank}D" for rank in layer.ranks)
+    cdef object ranks = layer._ranks
+    if ranks is not None and ndim not in ranks:
+        expected = " or ".join(f"{rank}D" for rank in ranks)
         raise ValueError(f"x must be {expected} for {type(layer).__name__}, got {ndim}D of shape {(<object> x).shape}")
-    channels = cnp.PyArray_DIM(x, channel_axis(x, layer.channels_at))
-    if channels != layer.num_features:
-        raise ValueError(f"x must have {layer.num_features} channels along axis {layer.axis}, "
+    channels = cnp.PyArray_DIM(x, channel_axis(x, settings.axis))
+    if channels != settings.num_features:
+        raise ValueError(f"x must have {settings.num_features} channels along axis {settings.axis}, "
                          f"got {channels} in shape {(<object> x).shape}")
     return 0

@@ -113,6 +113,9 @@ class BatchNorm(_ops.Layer):
     threads wait for one another. A pass may be one thread's and its `backward` another's; but a thread whose own pass
     has been replaced before it went backward is refused.
 
+    Attributes may be set at any time, and hold from the next call on. (Set, not written into the ``__dict__`` of a
+    layer that has been called: of an inference the next one keeps what it has read.)
+
     A subclass may override `forward`, which is then what a call runs (unless it, or a base of it, has a `__call__` of
     its own); it goes on with ``super().forward``.
 
@@ -126,6 +129,8 @@ class BatchNorm(_ops.Layer):
     >>> dx.shape, bn.grad_bias.shape
     ((32, 8, 5, 5), (8,))
     """
+
+    _ranks = None  # the ranks a subclass accepts
 
     def __init__(
         self,
@@ -142,27 +147,32 @@ class BatchNorm(_ops.Layer):
         negative_slope=0.01,
         in_place=False,
     ):
-        num_features = _ops.integer(num_features, "num_features")
-        if num_features < 1:
+        self.num_features = _ops.integer(num_features, "num_features")
+        if self.num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
-        if num_features > MOST_FEATURES:
+        if self.num_features > MOST_FEATURES:
             raise ValueError(f"num_features must be at most {MOST_FEATURES}, got {num_features}")
-        self.num_features = num_features
-        self.eps = eps
+        self.eps = _ops.real_number(eps, "eps")
+        if not 0 <= self.eps < np.inf:
+            raise ValueError(f"eps must be a finite number and not negative, got {eps}")
         self.momentum = None if momentum is None else _ops.real_number(momentum, "momentum")
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must be between 0 and 1, or None, got {momentum}")
         self.affine = _ops.truth(affine, "affine")
         self.track_running_stats = _ops.truth(track_running_stats, "track_running_stats")
-        self.axis = axis
+        self.axis = _ops.integer(axis, "axis")
         try:
             self.dtype = np.dtype(dtype)
         except Exception as error:
             raise TypeError(f"dtype must be float32 or float64, got {type(dtype).__name__} ({error})") from error
         if self.dtype not in (np.float32, np.float64) or not self.dtype.isnative:
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
+        if not (activation is None or (isinstance(activation, str) and activation in ("relu", "leaky_relu"))):
+            raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
         self.activation = activation
-        self.negative_slope = negative_slope
+        self.negative_slope = _ops.real_number(negative_slope, "negative_slope")
+        if not 0 <= self.negative_slope < np.inf:
+            raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
         self.in_place = _ops.truth(in_place, "in_place")
         least, most = IN_PLACE_SLOPES
         leaky = self.activation == "leaky_relu" and least <= self.negative_slope <= most
@@ -201,9 +211,9 @@ class BatchNorm(_ops.Layer):
             kept = None
             if save:
                 overwritten = out is not None and np.shares_memory(x, y)
-                kept = _ops.Saved(
-                    _this_thread(), None if overwritten else x, mean, invstd, batch_stats, y if self.in_place else None,
-                    gate, mask, sample_weight, residual is not None,
+                kept = _Saved(
+                    None if overwritten else x, mean, invstd, batch_stats, y if self.in_place else None, gate, mask,
+                    sample_weight, residual is not None,
                 )  # fmt: skip
             self._keep(kept)
             if update and x.size and (mask is None or np.any(mask)):
@@ -496,12 +506,10 @@ class BatchNorm(_ops.Layer):
 
     def __getstate__(self):
         # A pickled or copied layer carries its state, not the activations of its last pass.
-        settings = {name: getattr(self, name) for name in _ops.SETTINGS}
-        return settings | {name: value for name, value in self.__dict__.items() if name not in ("_lost", "_lock")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_saved", "_lost", "_lock")}
 
     def __setstate__(self, state):
-        for name, value in state.items():
-            setattr(self, name, value)
+        self.__dict__.update(state)
         self._guard()
 
     def _guard(self):
@@ -538,3 +546,24 @@ class BatchNorm3d(BatchNorm):
     """`BatchNorm` that accepts (N, C, D, H, W) only."""
 
     _ranks = (5,)
+
+
+class _Saved:
+    """What `backward` needs of a forward pass. (Not a NamedTuple, which takes half a microsecond to make.)"""
+
+    __slots__ = (
+        "gate", "invstd", "mask", "mean", "output", "residual", "sample_weight", "thread", "training", "used", "x",
+    )  # fmt: skip
+
+    def __init__(self, x, mean, invstd, training, output, gate, mask, sample_weight, residual):
+        self.x = x
+        self.mean = mean
+        self.invstd = invstd
+        self.training = training
+        self.output = output  # in place
+        self.gate = gate
+        self.mask = mask
+        self.sample_weight = sample_weight
+        self.residual = residual
+        self.thread = _this_thread()
+        self.used = False

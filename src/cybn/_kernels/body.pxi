@@ -4,7 +4,8 @@ Nothing here allocates, checks or knows Python. Three levels:
 
 - leaves touch elements: `cybn_sum_*` (in lanes.h, as vectors), `map_columns`. A fixed accumulator per column, never a
   reduction across columns, so plain IEEE rules allow vectors of any width;
-- tiles (`reduce_tile`, `map_tile`) prepare the per-column tables of up to COLUMNS columns and walk the panels;
+- tiles (`reduce_tile`, `map_tile`) prepare the per-column tables (of COLUMNS or fewer; a map's: `map_width`) and walk
+  the panels;
 - verbs cut their channels into tiles.
 
 A panel is a few rows of columns. In a run (`inner` contiguous elements of one channel) the columns are the
