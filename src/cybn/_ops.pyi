@@ -8,7 +8,6 @@ _Vector = npt.NDArray[np.float64]
 _Gate = npt.NDArray[np.uint8]
 
 compiler: str
-SETTINGS: tuple[str, ...]
 
 def select_kernels(name: str) -> str: ...
 def selected_kernels() -> str: ...
