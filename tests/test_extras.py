@@ -332,7 +332,7 @@ def test_shares_of_rows_of_one_block_do_not_show(extra, training):
 @pytest.mark.parametrize("extra", ["none", "relu", "add relu", "mask"])
 @pytest.mark.parametrize("shape", [(67, 1040), (67, 2047), (67, 2600), (67, 540, 3), (67, 682, 3)], ids=str)
 def test_other_channels_and_the_distance_of_rows_do_not_show(shape, extra, dtype):
-    # Of rows that are whole 4 KB apart a reduction takes fewer at a time; maps take those of up to 1663 columns of
+    # Of rows that are whole 4 KB apart a reduction takes fewer at a time; maps take those of up to 1664 columns of
     # float32 whole, wider ones in nearly equal parts.
     rng = np.random.default_rng(6)
     wide = problem(shape, 1, dtype)

@@ -674,7 +674,7 @@ def test_a_subclass_may_have_attributes_of_its_own(x):
     assert bits([bn(x)]) == bits([want])
     bn.weight = None
     bn.bias = np.full(3, 7, np.float32)
-    assert bits([copy.copy(bn)(x) if bn.weight else bn(x)]) == bits([cybn.BatchNorm(3, affine=False).eval()(x) + 7])
+    assert bits([bn(x)]) == bits([cybn.BatchNorm(3, affine=False).eval()(x) + 7])
 
 
 def test_a_subclass_may_compare(x):

@@ -15,7 +15,7 @@ from cybn._kernels.kernels cimport Channels, Job, cybn_inverse_sqrt, finisher
 
 cnp.import_array()
 
-cdef tuple NAMES = ("running_mean", "running_var", "weight", "bias")
+NAMES = ("running_mean", "running_var", "weight", "bias")
 
 
 @cython.final

@@ -41,7 +41,7 @@ from cybn._arrays cimport (
     view_array,
     write_vector,
 )
-from cybn._coefficients cimport Coefficients, coefficients_of
+from cybn._coefficients cimport NAMES, Coefficients, coefficients_of
 from cybn._kernels.kernels cimport (
     LEAKY_RELU,
     RELU,
@@ -323,17 +323,15 @@ cdef double check_momentum(object momentum) except? -1:
     return value
 
 
-cdef double check_slope(object negative_slope) except? -1:
+cpdef double check_slope(object negative_slope) except? -1:
     cdef double value = real_number(negative_slope, "negative_slope")
     if not value >= 0 or not isfinite(value):
         raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
     return value
 
 
-cdef tuple ACTIVATIONS = (None, "relu", "leaky_relu")     # by their numbers
-
-
-cdef int activation_number(object activation) except -1:
+cpdef int activation_number(object activation) except -1:
+    """Which of the kernels' it is; 0: none."""
     if activation is None:
         return 0
     if isinstance(activation, str):     # (an array's == has no truth value)
@@ -644,15 +642,14 @@ def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads, acti
     cdef Call call = open_call(data, axis, num_threads)
     read_statistics(call, mean, "mean", invstd, "invstd")
     read_parameters(call, weight, bias)
-    return given(out, apply(call, data, kernels.finish_normalize, activation, negative_slope, residual, mask, None,
-                            masked_output, out))
+    read_activation(call, activation, negative_slope)
+    return given(out, apply(call, data, kernels.finish_normalize, residual, mask, None, masked_output, out))
 
 
-cdef ndarray apply(Call call, ndarray x, finisher finish, object activation, object negative_slope, object residual,
-                   object mask, object sample_weight, object masked_output, object out):
+cdef ndarray apply(Call call, ndarray x, finisher finish, object residual, object mask, object sample_weight,
+                   object masked_output, object out):
     """Normalize x with statistics that are known: as `finish` makes coefficients of them, or as they have been made."""
     cdef ndarray y
-    read_activation(call, activation, negative_slope)
     read_weights(call, x, mask, sample_weight, False)
     call.job.zeroed = read_masked_output(masked_output) and call.job.mask != NULL
     y = as_out(out, x, None)
@@ -727,7 +724,6 @@ cdef struct Settings:
 
 cdef tuple SETTINGS = ("num_features", "axis", "training", "track_running_stats", "in_place", "_saved", "eps",
                        "activation", "negative_slope")
-cdef tuple VECTORS = ("running_mean", "running_var", "weight", "bias")
 cdef Py_ssize_t FAR = <Py_ssize_t> 1 << 62      # no axis, and no number of channels, is so large
 
 
@@ -740,6 +736,7 @@ cdef class Layer:
     """
     cdef readonly Coefficients _coefficients    # of the last inference
     cdef Py_ssize_t changes     # how often attributes have been set
+    cdef Py_ssize_t tried       # `changes` and one, when it was last found out whether they can be kept
     cdef Settings settings      # what they said, with the vectors; these are None where that may no longer hold
     cdef tuple vectors
 
@@ -782,7 +779,10 @@ cdef class Layer:
 
     cdef int remember(self, const Settings *settings, tuple vectors) except -1:
         """For the next inference. (Training sets attributes in every pass.)"""
-        if self.vectors is None and in_dictionary(self):
+        if self.tried == settings.changes + 1:
+            return 0
+        self.tried = settings.changes + 1
+        if in_dictionary(self):
             with cython.critical_section(self):
                 if self.changes == settings.changes:
                     self.settings = settings[0]
@@ -809,9 +809,9 @@ cdef class Layer:
         call = open_call(data, settings.axis, num_threads)
         call.coefficients = self.find_coefficients(vectors, settings.eps, call.channels)
         call.coefficients.use(&call.job)
-        y = apply(call, data, NULL, ACTIVATIONS[settings.activation],
-                  settings.negative_slope if settings.activation == LEAKY_RELU else None, residual, mask, sample_weight,
-                  masked_output, to)
+        call.job.activation = settings.activation
+        call.job.negative_slope = settings.negative_slope
+        y = apply(call, data, NULL, residual, mask, sample_weight, masked_output, to)
         if settings.keeps:
             with self._lock:
                 self._keep(None)
@@ -838,7 +838,7 @@ cdef bint in_dictionary(Layer layer) except -1:
     cdef dict own = layer.__dict__
     if type(layer).__getattribute__ is not object.__getattribute__:
         return False
-    for name in SETTINGS + VECTORS:
+    for name in SETTINGS + NAMES:
         if name not in own:
             return False
         for kind in type(layer).__mro__:

@@ -167,12 +167,9 @@ class BatchNorm(_ops.Layer):
             raise TypeError(f"dtype must be float32 or float64, got {type(dtype).__name__} ({error})") from error
         if self.dtype not in (np.float32, np.float64) or not self.dtype.isnative:
             raise TypeError(f"dtype must be float32 or float64, got {self.dtype}")
-        if not (activation is None or (isinstance(activation, str) and activation in ("relu", "leaky_relu"))):
-            raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
+        _ops.activation_number(activation)  # refuses what is none
         self.activation = activation
-        self.negative_slope = _ops.real_number(negative_slope, "negative_slope")
-        if not 0 <= self.negative_slope < np.inf:
-            raise ValueError(f"negative_slope must be a finite number and not negative, got {negative_slope}")
+        self.negative_slope = _ops.check_slope(negative_slope)
         self.in_place = _ops.truth(in_place, "in_place")
         least, most = IN_PLACE_SLOPES
         leaky = self.activation == "leaky_relu" and least <= self.negative_slope <= most
