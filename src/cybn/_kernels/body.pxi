@@ -82,21 +82,21 @@ cdef extern from "lanes.h" nogil:
         BACKWARD "CYBN_BACKWARD"
         BY_RELU_X "CYBN_BY_RELU_X"
         BY_LEAKY_X "CYBN_BY_LEAKY_X"
-        BY_RELU_FLAGS "CYBN_BY_RELU_FLAGS"
-        BY_LEAKY_FLAGS "CYBN_BY_LEAKY_FLAGS"
+        BY_RELU_BITS "CYBN_BY_RELU_BITS"
+        BY_LEAKY_BITS "CYBN_BY_LEAKY_BITS"
         KEPT_RELU "CYBN_KEPT_RELU"
         KEPT_LEAKY "CYBN_KEPT_LEAKY"
         BY_MASK "CYBN_BY_MASK"
     void cybn_sum_float(bint apart, int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
                         Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const flag *flags,
-                        Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line,
-                        Py_ssize_t further, const float *center, const float *scale, const float *offset, float slope,
+                        Py_ssize_t flags_pitch, Py_ssize_t bit, Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead,
+                        Py_ssize_t line, Py_ssize_t further, const float *center, const float *scale, const float *offset, float slope,
                         float *passed, Py_ssize_t passed_pitch, double *x_sums, float *dy_sums,
                         float *products) noexcept
     void cybn_sum_double(bint apart, int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
                          Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const flag *flags,
-                         Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead, Py_ssize_t line,
-                         Py_ssize_t further, const double *center, const double *scale, const double *offset,
+                         Py_ssize_t flags_pitch, Py_ssize_t bit, Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead,
+                         Py_ssize_t line, Py_ssize_t further, const double *center, const double *scale, const double *offset,
                          double slope, double *passed, Py_ssize_t passed_pitch, double *x_sums, double *dy_sums,
                          double *products) noexcept
 
@@ -380,6 +380,12 @@ cdef inline real flag_passed(real g, flag passes, bint relu, real negative_slope
     return flagged(passes, g) if relu else choose(passes != 0, g, g * negative_slope)
 
 
+cdef inline flag flag_at(const flag *gate, Py_ssize_t bit) noexcept nogil:
+    cdef flag passes
+    cybn_read_gate(<const unsigned char *> gate, bit, 1, &passes)
+    return passes
+
+
 # Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
 # and so is y near 0, for which every error of the mean counts. float64 input sums x - center instead, which serves
 # data with a large offset the same way. Weighted ones: both times a weight, which takes the place of dy, or where flags
@@ -387,11 +393,12 @@ cdef inline real flag_passed(real g, flag passes, bint relu, real negative_slope
 # Gradients: dy_sums += dy, dots += dy * (x - center), in the input's type.
 
 cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
-                             const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t rows, Py_ssize_t cols,
-                             Py_ssize_t wrap, const real *center, const real *scale, const real *offset,
+                             const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t bit, Py_ssize_t rows,
+                             Py_ssize_t cols, Py_ssize_t wrap, const real *center, const real *scale, const real *offset,
                              real negative_slope, real *passed_dy, Py_ssize_t passed_pitch, double *x_sums,
                              real *dy_sums, real *dots, int kind, Py_ssize_t further, bint apart) noexcept nogil:
-    """Rows of `cols` columns. Flags, and weights in the place of dy, repeat every `wrap` columns."""
+    """Rows of `cols` columns. Flags, and weights in the place of dy, repeat every `wrap` columns; bits, from number
+    `bit` on, do not."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows; and
     # from memory what follows, or these columns of the next rows.
     cdef bint linear = x_pitch == cols
@@ -403,12 +410,12 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
     if further and not linear:
         further = rows * x_pitch - AHEAD
     if real is float:
-        cybn_sum_float(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, flags, flags_pitch, rows, 0, ahead,
-                       line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums, dy_sums,
+        cybn_sum_float(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, flags, flags_pitch, bit, rows, 0,
+                       ahead, line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums, dy_sums,
                        dots)
     else:
-        cybn_sum_double(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, flags, flags_pitch, rows, 0, ahead,
-                        line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums, dy_sums,
+        cybn_sum_double(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, flags, flags_pitch, bit, rows, 0,
+                        ahead, line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums, dy_sums,
                         dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
@@ -426,10 +433,10 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
             g = dy[r * dy_pitch + j]
             if kind == BY_RELU_X or kind == BY_LEAKY_X:
                 g = passed[real](g, d * scale[j] + offset[j], RELU if kind == BY_RELU_X else LEAKY_RELU, negative_slope)
-            elif kind == BY_RELU_FLAGS or kind == KEPT_RELU:
-                g = flag_passed[real](g, flags[r * flags_pitch + j], True, 0)
-            elif kind == BY_LEAKY_FLAGS or kind == KEPT_LEAKY:
-                g = flag_passed[real](g, flags[r * flags_pitch + j], False, negative_slope)
+            elif kind == BY_RELU_BITS or kind == KEPT_RELU:
+                g = flag_passed[real](g, flag_at(flags, bit + r * flags_pitch + j), True, 0)
+            elif kind == BY_LEAKY_BITS or kind == KEPT_LEAKY:
+                g = flag_passed[real](g, flag_at(flags, bit + r * flags_pitch + j), False, negative_slope)
             elif kind == BY_MASK and flags[r * flags_pitch + j % wrap] == 0:
                 continue
             if kind == KEPT_RELU or kind == KEPT_LEAKY:
@@ -438,19 +445,19 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
             dots[j] += g * d
 
 
-cdef inline void reduce_run(const real *x, const real *dy, const flag *flags, Py_ssize_t inner, Py_ssize_t ahead,
-                            const real *center, const real *scale, const real *offset, real negative_slope,
-                            real *passed_dy, double *x_sums, real *dy_sums, real *dots, int kind,
+cdef inline void reduce_run(const real *x, const real *dy, const flag *flags, Py_ssize_t bit, Py_ssize_t inner,
+                            Py_ssize_t ahead, const real *center, const real *scale, const real *offset,
+                            real negative_slope, real *passed_dy, double *x_sums, real *dy_sums, real *dots, int kind,
                             Py_ssize_t further) noexcept nogil:
     """A run: element i belongs to column i % LANES, those of the tail to the last columns."""
     cdef Py_ssize_t rows = inner // LANES
     cdef Py_ssize_t rest = inner - rows * LANES
     if real is float:
-        cybn_sum_float(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, flags, LANES, rows, rest, ahead, LANES,
-                       further, center, scale, offset, negative_slope, passed_dy, LANES, x_sums, dy_sums, dots)
+        cybn_sum_float(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, flags, LANES, bit, rows, rest, ahead,
+                       LANES, further, center, scale, offset, negative_slope, passed_dy, LANES, x_sums, dy_sums, dots)
     else:
-        cybn_sum_double(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, flags, LANES, rows, rest, ahead, LANES,
-                        further, center, scale, offset, negative_slope, passed_dy, LANES, x_sums, dy_sums, dots)
+        cybn_sum_double(False, kind, LANES, 0, LANES, x, LANES, dy, LANES, flags, LANES, bit, rows, rest, ahead,
+                        LANES, further, center, scale, offset, negative_slope, passed_dy, LANES, x_sums, dy_sums, dots)
 
 
 cdef struct Extras:
@@ -893,12 +900,10 @@ cdef double gated_element(const Job *job, Py_ssize_t c, Py_ssize_t flat, real *k
     """Element `flat` of dy behind the activation."""
     cdef real g = element(&job.dy, flat, kind), z
     cdef real factor, center, scale, offset
-    cdef flag passes
     if job.activation == 0:
         return g
     if job.gate != NULL:
-        cybn_read_gate(job.gate, flat, 1, &passes)
-        return flag_passed(g, passes, job.activation == RELU, <real> job.negative_slope)
+        return flag_passed(g, flag_at(<const flag *> job.gate, flat), job.activation == RELU, <real> job.negative_slope)
     read_gate[real](job, c, &factor, &center, &scale, &offset)
     z = (element(&job.x, flat, kind) * factor - center) * scale + offset
     return passed[real](g, z, job.activation, <real> job.negative_slope)
@@ -1231,11 +1236,12 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef bint more, folded, whole, gated = features is short and backward
     cdef bint masked = features is short and job.mask != NULL
     cdef bint weighted = features is short and job.weights != NULL and not backward
-    # Weights of FOLDED rows; or flags of a panel, a byte each: no more than STATS_ROWS rows of COLUMNS.
+    # Weights of FOLDED rows; or flags of a panel, a byte each: no more than STATS_ROWS rows of COLUMNS. (Bits of a gate
+    # are read as they lie.)
     cdef real w_stage[FOLDED * UNWRAPPED]
     cdef real gate[4 * TABLE]
     cdef const flag *flags = NULL
-    cdef Py_ssize_t flags_pitch = 0
+    cdef Py_ssize_t flags_pitch = 0, bit = 0
     # What an owner's map adds to x comes from memory while x, which is in a cache, is summed.
     cdef const real *residual = NULL
     if job.owned and job.stream and not backward and job.residual.direct:
@@ -1268,9 +1274,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     if backward:
         kind_of_sum = BY_MASK if by_flags else BACKWARD
         if active and job.activation == RELU:
-            kind_of_sum = KEPT_RELU if keeps else BY_RELU_FLAGS if by_gate else BY_RELU_X
+            kind_of_sum = KEPT_RELU if keeps else BY_RELU_BITS if by_gate else BY_RELU_X
         elif active:
-            kind_of_sum = KEPT_LEAKY if keeps else BY_LEAKY_FLAGS if by_gate else BY_LEAKY_X
+            kind_of_sum = KEPT_LEAKY if keeps else BY_LEAKY_BITS if by_gate else BY_LEAKY_X
     elif weighted:
         kind_of_sum = POSITIVE if job.positive else WEIGHTED
     elif by_flags:
@@ -1294,6 +1300,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
         if gated and job.activation != 0 and job.gate == NULL:
             # Per column, for the sums that pass it on the way also where columns are lanes.
             open_gate[real](job, c0, &beside, active or job.rows, gate)
+    if by_gate:
+        flags = <const flag *> job.gate
     usual = kind_of_sum
     index = first
     while index < stop:
@@ -1343,9 +1351,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                 if keeps:
                     kept = (<real *> job.gated.data) + panel.flat
                     kept_pitch = panel.pitch
-                if by_gate and job.rows:
-                    flags = open_bits(job, &panel, <flag *> w_stage)
-                    flags_pitch = panel.cols
+                if by_gate:
+                    bit = panel.flat
+                    flags_pitch = panel.pitch
                 if before_sums:
                     gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, flags, flags_pitch,
                                      gate + (0 if job.rows else panel.channel), not job.rows, dy_stage)
@@ -1368,7 +1376,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                         j = set_flags(job.mask + panel.flat // job.channels, &r, panel.rows)
                     if j == 0:
                         break
-                    reduce_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, flags, flags_pitch, j,
+                    reduce_rows(x + r * x_pitch, x_pitch, dy + r * dy_pitch, dy_pitch, flags, flags_pitch, bit, j,
                                 panel.cols, wrap, center, scale, offset, negative_slope, kept, kept_pitch, sums,
                                 dy_sums, dots, kind_of_sum, further, features is short)
                     r += j
@@ -1384,18 +1392,15 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     if residual != NULL:
                         cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
                     if features is short:
-                        if by_gate:
-                            flags = <flag *> w_stage
-                            cybn_read_gate(job.gate, panel.flat + r * panel.pitch, panel.cols, <flag *> w_stage)
-                            if r + 1 < panel.rows:
-                                cybn_fetch_gate(job.gate, panel.flat + (r + 1) * panel.pitch, panel.cols)
-                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, flags, all_set,
+                        if by_gate and r + 1 < panel.rows:
+                            cybn_fetch_gate(job.gate, bit + (r + 1) * panel.pitch, panel.cols)
+                    reduce_run(x + r * x_pitch, dy + r * dy_pitch, flags, bit + r * panel.pitch, all_set,
                                2 * panel.pitch if r + 2 < panel.rows else ahead, center + j, scale + j, offset + j,
                                negative_slope, kept + r * kept_pitch, sums + j, dy_sums + j, dots + j, kind_of_sum,
                                further)
                 for r in range(panel.rows if masked and all_set < end else 0):
                     j = (place + r) * LANES
-                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, flags + all_set, end - all_set,
+                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, flags + all_set, 0, end - all_set,
                                2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
                                scale + j, offset + j, negative_slope, kept, sums + j, dy_sums + j, dots + j,
                                BY_MASK if backward else COUNTED, further)

@@ -20,8 +20,15 @@
 /* What a leaf takes, each array with its pitch from row to row. */
 #define CYBN_TAKES(real)                                                                                              \
     const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, const signed char *flags,                     \
-        ptrdiff_t flags_pitch, ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line, ptrdiff_t further,    \
-        const real *shift, const real *scale, const real *offset, real slope, real *passed, ptrdiff_t passed_pitch
+        ptrdiff_t flags_pitch, ptrdiff_t bit, ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line,        \
+        ptrdiff_t further, const real *shift, const real *scale, const real *offset, real slope, real *passed,        \
+        ptrdiff_t passed_pitch
+
+/* 16 bits of a gate (gate.h) from number `bit` on, and others above. */
+static inline unsigned cybn_bits(const signed char *gate, ptrdiff_t bit) {
+    const unsigned char *p = (const unsigned char *)gate + (bit >> 3);
+    return (p[0] | (unsigned)p[1] << 8 | (unsigned)p[2] << 16 | (unsigned)p[3] << 24) >> (bit & 7);
+}
 
 #if defined(__GNUC__)
 
@@ -77,6 +84,12 @@ CYBN_INLINE __m128i cybn_flags_16_double(const signed char *p) {
 #define CYBN_FLAGS_16_float(p) (mask){(p)[0], (p)[1], (p)[2], (p)[3]}
 #define CYBN_FLAGS_16_double(p) (mask){(p)[0], (p)[1]}
 #endif
+/* The i-th F of 16 bits as lanes. */
+#define CYBN_PLACES 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768
+static const int cybn_places_float[16] = {CYBN_PLACES};
+static const long long cybn_places_double[16] = {CYBN_PLACES};
+#define CYBN_PLACE(i, real) (*(const mask *)(cybn_places_##real + (i) * F))
+#define CYBN_BITS(word, i, real) (mask)((((mask){} + (word)) & CYBN_PLACE(i, real)) == CYBN_PLACE(i, real))
 #define CYBN_EACH(i, n) _Pragma("GCC unroll 16") for (i = 0; i < (n); i++)
 #define CYBN_LINE(p) ((int)(64 / sizeof *(p)))
 #define CYBN_PREFETCH(p, n)                                                                                           \
@@ -199,7 +212,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
 /* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
    or w * (x - shift) where dy is w, or dy behind the activation of (x - shift) * scale + offset, or behind one that it
-   passes as it is where flags are set, or one of these where they are set. They are `counts` to T. */
+   passes as it is where flags are set, or one of these where they are set. They are `counts` to T. `flagged` is a
+   constant. 0: nothing is; 1: flags are bytes; 2: they are bits of a gate, from `bit` on, with a pitch of bits. */
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T, flagged)                                                         \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
@@ -208,6 +222,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
         const real *next = x + ahead, *dy_next = dy + ahead;                                                          \
         vector a[n / F], q[n / F], k[n / F], d, t;                                                                    \
         mask counts;                                                                                                  \
+        unsigned word;                                                                                                \
         int i;                                                                                                        \
         CYBN_EACH(i, n / F) {                                                                                         \
             a[i] = *(const vector *)(sums + i * F);                                                                   \
@@ -217,9 +232,11 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
         for (; rows > 0; rows--) {                                                                                    \
             CYBN_PREFETCH(next, n);                                                                                   \
             CYBN_PREFETCH(dy_next, n);                                                                                \
+            if (flagged == 2) word = cybn_bits(flags, bit);                                                           \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
-                if (flagged) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                     \
+                if (flagged == 1) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                \
+                if (flagged == 2) counts = CYBN_BITS(word, i, real);                                                  \
                 t = T(dy);                                                                                            \
                 a[i] += t;                                                                                            \
                 q[i] += t * d;                                                                                        \
@@ -228,7 +245,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             }                                                                                                         \
             x += pitch;                                                                                               \
             dy += dy_pitch;                                                                                           \
-            if (flagged) flags += flags_pitch;                                                                        \
+            if (flagged == 1) flags += flags_pitch;                                                                   \
+            if (flagged == 2) bit += flags_pitch;                                                                     \
             passed += passed_pitch;                                                                                   \
             next += line;                                                                                             \
             dy_next += line;                                                                                          \
@@ -238,14 +256,16 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             CYBN_PREFETCH(dy_next, n);                                                                                \
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
-            if (flagged) flags += rest - n;                                                                           \
+            if (flagged == 1) flags += rest - n;                                                                      \
+            if (flagged == 2) word = cybn_bits(flags, bit + rest - n);                                                \
             passed += rest - n;                                                                                       \
             CYBN_EACH(i, n / F) {                                                                                     \
                 mask last;                                                                                            \
                 if (rest <= n - (i + 1) * F) continue;                                                                \
                 last = *(const mask *)(cybn_last_##real + rest + i * F);                                              \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
-                if (flagged) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                     \
+                if (flagged == 1) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                \
+                if (flagged == 2) counts = CYBN_BITS(word, i, real);                                                  \
                 t = T(dy);                                                                                            \
                 a[i] += (vector)((mask)t & last);                                                                     \
                 q[i] += (vector)((mask)(t * d) & last);                                                               \
@@ -268,10 +288,10 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     (vector)(((mask)CYBN_GRADIENT(g) & (mask)((z) > 0)) | ((mask)(CYBN_GRADIENT(g) * slope) & ~(mask)((z) > 0)))
 #define CYBN_RELU_X(g) CYBN_RELU(g, CYBN_Z)
 #define CYBN_LEAKY_X(g) CYBN_LEAKY(g, CYBN_Z)
-#define CYBN_RELU_FLAGS(g) (vector)((mask)CYBN_GRADIENT(g) & counts)
-#define CYBN_LEAKY_FLAGS(g) (vector)(((mask)CYBN_GRADIENT(g) & counts) | ((mask)(CYBN_GRADIENT(g) * slope) & ~counts))
-#define CYBN_KEEP_RELU(g) (*(vector *)(passed + i * F) = CYBN_RELU_FLAGS(g))
-#define CYBN_KEEP_LEAKY(g) (*(vector *)(passed + i * F) = CYBN_LEAKY_FLAGS(g))
+#define CYBN_RELU_BITS(g) (vector)((mask)CYBN_GRADIENT(g) & counts)
+#define CYBN_LEAKY_BITS(g) (vector)(((mask)CYBN_GRADIENT(g) & counts) | ((mask)(CYBN_GRADIENT(g) * slope) & ~counts))
+#define CYBN_KEEP_RELU(g) (*(vector *)(passed + i * F) = CYBN_RELU_BITS(g))
+#define CYBN_KEEP_LEAKY(g) (*(vector *)(passed + i * F) = CYBN_LEAKY_BITS(g))
 #define CYBN_MASKED(g) (d = (vector)((mask)d & counts), (vector)((mask)CYBN_GRADIENT(g) & counts))
 
 #else
@@ -294,10 +314,11 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T, flagged)                                                         \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         ptrdiff_t r, i;                                                                                               \
-        for (r = 0; r <= rows;                                                                                        \
-             r++, x += pitch, dy += dy_pitch, flags += flags_pitch, passed += passed_pitch)                           \
+        for (r = 0; r <= rows; r++, x += pitch, dy += dy_pitch, bit += flags_pitch, passed += passed_pitch,           \
+                               flags += flagged == 1 ? flags_pitch : 0)                                               \
             for (i = r < rows ? 0 : n - rest; i < n; i++) {                                                           \
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
+                const int counts = flagged == 1 ? flags[at] : flagged ? cybn_bits(flags, bit + at) & 1 : 0;           \
                 real d = x[at] - shift[i];                                                                            \
                 real t = T(dy);                                                                                       \
                 sums[i] += t;                                                                                         \
@@ -307,14 +328,14 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #define CYBN_DEVIATION(g) d
 #define CYBN_GRADIENT(g) (g)[at]
 #define CYBN_WEIGHED(w) CYBN_GRADIENT(w) * (d = CYBN_GRADIENT(w) != 0 ? d : 0)
-#define CYBN_COUNTED(w) (d = flags[at] ? d : 0)
+#define CYBN_COUNTED(w) (d = counts ? d : 0)
 #define CYBN_RELU_X(g) (d * scale[i] + offset[i] <= 0 ? 0 : CYBN_GRADIENT(g))
 #define CYBN_LEAKY_X(g) (d * scale[i] + offset[i] > 0 ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
-#define CYBN_RELU_FLAGS(g) (flags[at] ? CYBN_GRADIENT(g) : 0)
-#define CYBN_LEAKY_FLAGS(g) (flags[at] ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
-#define CYBN_KEEP_RELU(g) (passed[at] = CYBN_RELU_FLAGS(g))
-#define CYBN_KEEP_LEAKY(g) (passed[at] = CYBN_LEAKY_FLAGS(g))
-#define CYBN_MASKED(g) (d = flags[at] ? d : 0, flags[at] ? CYBN_GRADIENT(g) : 0)
+#define CYBN_RELU_BITS(g) (counts ? CYBN_GRADIENT(g) : 0)
+#define CYBN_LEAKY_BITS(g) (counts ? CYBN_GRADIENT(g) : CYBN_GRADIENT(g) * slope)
+#define CYBN_KEEP_RELU(g) (passed[at] = CYBN_RELU_BITS(g))
+#define CYBN_KEEP_LEAKY(g) (passed[at] = CYBN_LEAKY_BITS(g))
+#define CYBN_MASKED(g) (d = counts ? d : 0, counts ? CYBN_GRADIENT(g) : 0)
 
 #endif
 
@@ -332,10 +353,10 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     CYBN_KIND(cybn_backward_##real, real, bits, CYBN_GRADIENT, 0)                                                     \
     CYBN_KIND(cybn_relu_x_##real, real, bits, CYBN_RELU_X, 0)                                                         \
     CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X, 0)                                                       \
-    CYBN_KIND(cybn_relu_flags_##real, real, bits, CYBN_RELU_FLAGS, 1)                                                 \
-    CYBN_KIND(cybn_leaky_flags_##real, real, bits, CYBN_LEAKY_FLAGS, 1)                                               \
-    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU, 1)                                                   \
-    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY, 1)                                                 \
+    CYBN_KIND(cybn_relu_bits_##real, real, bits, CYBN_RELU_BITS, 2)                                                   \
+    CYBN_KIND(cybn_leaky_bits_##real, real, bits, CYBN_LEAKY_BITS, 2)                                                 \
+    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU, 2)                                                   \
+    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY, 2)                                                 \
     CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED, 1)
 
 CYBN_STATS(cybn_plain_float, 0)
@@ -353,7 +374,7 @@ CYBN_GRADIENTS(double, long long)
    (of x, or as flags tell, or that and written to passed), dy where flags are set. */
 enum {
     CYBN_PLAIN, CYBN_WEIGHTED, CYBN_POSITIVE, CYBN_COUNTED_ONLY, CYBN_BACKWARD, CYBN_BY_RELU_X, CYBN_BY_LEAKY_X,
-    CYBN_BY_RELU_FLAGS, CYBN_BY_LEAKY_FLAGS, CYBN_KEPT_RELU, CYBN_KEPT_LEAKY, CYBN_BY_MASK
+    CYBN_BY_RELU_BITS, CYBN_BY_LEAKY_BITS, CYBN_KEPT_RELU, CYBN_KEPT_LEAKY, CYBN_BY_MASK
 };
 
 /* Where the first sums go, and at which columns dy and flags are read: of a kind. */
@@ -365,17 +386,17 @@ enum {
     DO(CYBN_BACKWARD, cybn_backward_##real, real, dy_sums, j, 0)                                                      \
     DO(CYBN_BY_RELU_X, cybn_relu_x_##real, real, dy_sums, j, 0)                                                       \
     DO(CYBN_BY_LEAKY_X, cybn_leaky_x_##real, real, dy_sums, j, 0)                                                     \
-    DO(CYBN_BY_RELU_FLAGS, cybn_relu_flags_##real, real, dy_sums, j, w)                                               \
-    DO(CYBN_BY_LEAKY_FLAGS, cybn_leaky_flags_##real, real, dy_sums, j, w)                                             \
-    DO(CYBN_KEPT_RELU, cybn_keep_relu_##real, real, dy_sums, j, w)                                                    \
-    DO(CYBN_KEPT_LEAKY, cybn_keep_leaky_##real, real, dy_sums, j, w)                                                  \
+    DO(CYBN_BY_RELU_BITS, cybn_relu_bits_##real, real, dy_sums, j, 0)                                                 \
+    DO(CYBN_BY_LEAKY_BITS, cybn_leaky_bits_##real, real, dy_sums, j, 0)                                               \
+    DO(CYBN_KEPT_RELU, cybn_keep_relu_##real, real, dy_sums, j, 0)                                                    \
+    DO(CYBN_KEPT_LEAKY, cybn_keep_leaky_##real, real, dy_sums, j, 0)                                                  \
     DO(CYBN_BY_MASK, cybn_masked_##real, real, dy_sums, j, w)
 
 #define CYBN_ALL(real)                                                                                                \
     ptrdiff_t cols, ptrdiff_t step, ptrdiff_t wrap, CYBN_TAKES(real), double *x_sums, real *dy_sums, real *products
 #define CYBN_ARGUMENTS                                                                                                \
-    cols, step, wrap, x, pitch, dy, dy_pitch, flags, flags_pitch, rows, rest, ahead, line, further, shift, scale,     \
-        offset, slope, passed, passed_pitch, x_sums, dy_sums, products
+    cols, step, wrap, x, pitch, dy, dy_pitch, flags, flags_pitch, bit, rows, rest, ahead, line, further, shift,       \
+        scale, offset, slope, passed, passed_pitch, x_sums, dy_sums, products
 
 /* Columns in groups of 16, or 32, and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap`
    columns, at least 16, and stand there once with 15 more: w is where they are read. */
@@ -385,9 +406,9 @@ enum {
 #define CYBN_PAIRED(kind, real) (kind == CYBN_BACKWARD && CYBN_WIDTH == 32 && sizeof(real) == 4)
 #define CYBN_BY(n, name, to, dy_at, flags_at, further)                                                                \
     for (; j + n <= cols; CYBN_NEXT(n), ahead += n / 16 * step - n)                                                   \
-        name(x + j, pitch, dy + dy_at, dy_pitch, flags + flags_at, flags_pitch, rows, rest, ahead,                    \
-             line == 16 ? n : line, further, shift + j, scale + j, offset + j, slope, passed + j, passed_pitch,       \
-             to + j, products + j);
+        name(x + j, pitch, dy + dy_at, dy_pitch, flags + flags_at, flags_pitch, bit + j, rows, rest,                  \
+             ahead, line == 16 ? n : line, further, shift + j, scale + j, offset + j, slope, passed + j,              \
+             passed_pitch, to + j, products + j);
 /* Rows in functions of their own, with all registers for the places that they read: weighted sums took 1.1 to 1.2 times
    as long in the midst of the rest. Runs are too short for a call, and the sums of nothing else are 2 to 6 % slower. */
 #define CYBN_COLUMNS(kind, name, real, to, dy_at, flags_at)                                                           \
@@ -401,8 +422,8 @@ enum {
             CYBN_BY(16, name, to, dy_at, flags_at, 0)                                                                 \
         }                                                                                                             \
         for (; j + 4 <= cols; CYBN_NEXT(4))                                                                           \
-            name##_quad(x + j, pitch, dy + dy_at, dy_pitch, flags + flags_at, flags_pitch, rows, 0, 0, 0, 0,          \
-                        shift + j, scale + j, offset + j, slope, passed + j, passed_pitch, to + j, products + j);     \
+            name##_quad(x + j, pitch, dy + dy_at, dy_pitch, flags + flags_at, flags_pitch, bit + j, rows, 0, 0, 0,    \
+                        0, shift + j, scale + j, offset + j, slope, passed + j, passed_pitch, to + j, products + j);  \
     }                                                                                                                 \
     CYBN_APART void name##_rows(CYBN_ALL(real)) {                                                                     \
         name##_run(CYBN_ARGUMENTS);                                                                                   \
