@@ -1263,7 +1263,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef const real *scale = gate + 2 * TABLE
     cdef const real *offset = gate + 3 * TABLE
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
-    cdef Py_ssize_t arrays = 2 if backward else 1
+    cdef Py_ssize_t arrays = 1 + backward + keeps
     cdef Py_ssize_t span = job.period * job.channels * job.inner * <Py_ssize_t> sizeof(real)    # of a row
     cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if job.distant else 0
     # Columns after which weights repeat, where that is soon.

@@ -213,7 +213,9 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 /* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
    or w * (x - shift) where dy is w, or dy behind the activation of (x - shift) * scale + offset, or behind one that it
    passes as it is where flags are set, or one of these where they are set. They are `counts` to T. `flagged` is a
-   constant. 0: nothing is; 1: flags are bytes; 2: they are bits of a gate, from `bit` on, with a pitch of bits. */
+   constant. 0: nothing is; 1: flags are bytes; 2: they are bits of a gate, from `bit` on, with a pitch of bits; 3: the
+   same, and t is written to passed. (What lies far apart is fetched to be written, too, or stores wait for it: 7 x 7
+   from L3 took 1.1 times as long. Where rows follow each other the processor sees to that.) */
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T, flagged)                                                         \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
@@ -232,11 +234,12 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
         for (; rows > 0; rows--) {                                                                                    \
             CYBN_PREFETCH(next, n);                                                                                   \
             CYBN_PREFETCH(dy_next, n);                                                                                \
-            if (flagged == 2) word = cybn_bits(flags, bit);                                                           \
+            if (flagged == 3 && passed_pitch != n) __builtin_prefetch(passed + ahead, 1);                             \
+            if (flagged >= 2) word = cybn_bits(flags, bit);                                                           \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
                 if (flagged == 1) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                \
-                if (flagged == 2) counts = CYBN_BITS(word, i, real);                                                  \
+                if (flagged >= 2) counts = CYBN_BITS(word, i, real);                                                  \
                 t = T(dy);                                                                                            \
                 a[i] += t;                                                                                            \
                 q[i] += t * d;                                                                                        \
@@ -246,7 +249,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             x += pitch;                                                                                               \
             dy += dy_pitch;                                                                                           \
             if (flagged == 1) flags += flags_pitch;                                                                   \
-            if (flagged == 2) bit += flags_pitch;                                                                     \
+            if (flagged >= 2) bit += flags_pitch;                                                                     \
             passed += passed_pitch;                                                                                   \
             next += line;                                                                                             \
             dy_next += line;                                                                                          \
@@ -257,7 +260,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
             if (flagged == 1) flags += rest - n;                                                                      \
-            if (flagged == 2) word = cybn_bits(flags, bit + rest - n);                                                \
+            if (flagged >= 2) word = cybn_bits(flags, bit + rest - n);                                                \
             passed += rest - n;                                                                                       \
             CYBN_EACH(i, n / F) {                                                                                     \
                 mask last;                                                                                            \
@@ -265,7 +268,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                 last = *(const mask *)(cybn_last_##real + rest + i * F);                                              \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
                 if (flagged == 1) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                \
-                if (flagged == 2) counts = CYBN_BITS(word, i, real);                                                  \
+                if (flagged >= 2) counts = CYBN_BITS(word, i, real);                                                  \
                 t = T(dy);                                                                                            \
                 a[i] += (vector)((mask)t & last);                                                                     \
                 q[i] += (vector)((mask)(t * d) & last);                                                               \
@@ -355,8 +358,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
     CYBN_KIND(cybn_leaky_x_##real, real, bits, CYBN_LEAKY_X, 0)                                                       \
     CYBN_KIND(cybn_relu_bits_##real, real, bits, CYBN_RELU_BITS, 2)                                                   \
     CYBN_KIND(cybn_leaky_bits_##real, real, bits, CYBN_LEAKY_BITS, 2)                                                 \
-    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU, 2)                                                   \
-    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY, 2)                                                 \
+    CYBN_KIND(cybn_keep_relu_##real, real, bits, CYBN_KEEP_RELU, 3)                                                   \
+    CYBN_KIND(cybn_keep_leaky_##real, real, bits, CYBN_KEEP_LEAKY, 3)                                                 \
     CYBN_KIND(cybn_masked_##real, real, bits, CYBN_MASKED, 1)
 
 CYBN_STATS(cybn_plain_float, 0)
