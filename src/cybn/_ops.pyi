@@ -66,7 +66,7 @@ def batch_norm_forward(
     sample_weight: npt.ArrayLike | None,
     masked_output: str,
     marks: bool,
-) -> tuple[_Array, _Vector, _Vector, _Gate | None]: ...
+) -> tuple[_Array, _Vector, _Vector, _Gate | None, bool]: ...
 def batch_norm_backward(
     grad_output: npt.ArrayLike,
     x: npt.ArrayLike,
