@@ -52,7 +52,7 @@ static double number(int i) { return ((i * 7919 + 12345) % 1009 - 504) / 37.0; }
         for (kind = CYBN_PLAIN; kind <= CYBN_BY_MASK; kind++)                                                         \
             for (run = 0; run < 3; run++) { /* rows, a run, rows from afar */                                         \
                 const int bits = kind >= CYBN_BY_RELU_BITS && kind <= CYBN_KEPT_LEAKY;                                \
-                const signed char *what = bits ? (const signed char *)gate : flags;                                   \
+                const signed char *what = bits ? (signed char *)gate : flags;                                         \
                 memset(sums, 0, sizeof sums);                                                                         \
                 memset(a, 0, sizeof a);                                                                               \
                 memset(q, 0, sizeof q);                                                                               \
@@ -61,7 +61,7 @@ static double number(int i) { return ((i * 7919 + 12345) % 1009 - 504) / 37.0; }
                                         scale, offset, (real)0.25, kept, 16, sums, a, q);                             \
                 else                                                                                                  \
                     cybn_sum_##real(1, kind, COLS / 4 * 4, 0, 64, x, COLS, dy, COLS, what, COLS, run, ROWS, 0, 0,     \
-                                    COLS, run * 8, shift, scale, offset, (real)0.25, kept, COLS, sums, a, q);               \
+                                    COLS, run * 8, shift, scale, offset, (real)0.25, kept, COLS, sums, a, q);         \
                 add(sums, sizeof sums);                                                                               \
                 add(a, sizeof a);                                                                                     \
                 add(q, sizeof q);                                                                                     \

@@ -909,6 +909,31 @@ def test_behind_a_residual_alone_all_gradients_pass(geometry, dtype):
     assert bits([dx, dr]) == bits([want, dy])
 
 
+# Runs shorter and longer than those whose bits are made by the map, and pieces of it; runs that end within a byte.
+@dtypes
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("inner", [49, 127, 128, 129, 196, 511, 512, 513, 1030, 2050])
+def test_a_layer_keeps_a_bit_for_each_result_behind_a_residual(inner, activation, dtype):
+    shape = (9, 11, inner)
+    rng = np.random.default_rng(inner)
+    x, r = rng.normal(size=(2, *shape)).astype(dtype)
+    r.flat[::13], r.flat[::17], r.flat[::19] = np.nan, np.inf, -np.inf
+    layer = cybn.BatchNorm(11, activation=activation, dtype=dtype)
+    layer.weight[::3] = 0  # so that there are results of 0 ...
+    r[:, ::3].flat[::5] = 0
+    r[:, 3].flat[::5] = -0.0  # ... of either sign
+    for where in "new", "apart", "x", "residual":
+        for threads in 1, 2:
+            given = {"x": x.copy(), "residual": r.copy()}
+            out = None if where == "new" else given.get(where, np.empty_like(x))
+            y = layer(**given, out=out, num_threads=threads)
+            passes = ~(y <= 0) if activation == "relu" else y > 0
+            want = np.packbits(passes, bitorder="little")
+            got = layer._saved.gate[: len(want)].copy()
+            got[-1] &= 0xFF >> (-y.size % 8)
+            assert got.tobytes() == want.tobytes()
+
+
 def test_behind_a_residual_a_layer_keeps_a_bit_for_each_element():
     x = np.ones((64, 8, 30, 30), np.float32)
     layer = cybn.BatchNorm2d(8, activation="relu")

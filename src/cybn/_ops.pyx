@@ -504,12 +504,12 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
                         object training, object momentum, object eps, object axis, object out, object num_threads,
                         object correction, object activation, object negative_slope, object residual, object mask,
                         object sample_weight, object masked_output, bint save, bint marks):
-    """y, save_mean, save_invstd, gate, updated: see `batch_norm_forward`."""
+    """y, save_mean, save_invstd, gate, taken: see `batch_norm_forward`."""
     cdef ndarray data = as_data(x, "x")
     cdef ndarray y, mean_array = None, var_array = None, save_mean = None, save_invstd = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
-    cdef bint train = truth(training, "training"), track = running_mean is not None, empty, updated
+    cdef bint train = truth(training, "training"), track = running_mean is not None, empty, taken
     cdef double spread
     check_running(running_mean, running_var, train)
     if save:
@@ -557,14 +557,14 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
                       + ("running_mean and running_var" if track else "mean 0 and variance 1") + ", updated nothing",
                       RuntimeWarning, stacklevel=2)
 
-    updated = train and track and not empty and call.size > 0
+    taken = train and not empty and call.size > 0
     if train and not empty:
         if track:
             v.running_mean = call.job.gate_center
             v.running_var = spare(call)
             v.degrees = degrees_of_freedom(call, spread)
         execute(call, kernels.collect_stats[call.type], kernels.finish_training, kernels.normalize[call.type])
-        if updated:
+        if track and taken:
             write_vector(mean_array, v.running_mean)
             write_vector(var_array, v.running_var)
     else:
@@ -572,7 +572,7 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
             set_unit(v.mean, spare(call), call.channels)
         cybn_inverse_sqrt(spare(call), v.eps, v.invstd, call.channels)
         execute(call, NULL, kernels.finish_normalize, kernels.normalize[call.type])
-    return y, save_mean, save_invstd, call.gate, updated
+    return y, save_mean, save_invstd, call.gate, taken
 
 
 def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
@@ -586,11 +586,11 @@ def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, e
 def batch_norm_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
                        correction, activation, negative_slope, residual, mask, sample_weight, masked_output, marks):
     """y, save_mean, save_invstd; if asked for (`marks`) and x alone cannot tell them, the bits that
-    `batch_norm_backward` takes as `gate`, else None; and whether the running statistics have been updated."""
-    y, mean, invstd, gate, updated = forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps,
+    `batch_norm_backward` takes as `gate`, else None; and whether statistics have been taken of x."""
+    y, mean, invstd, gate, taken = forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps,
                                                   axis, out, num_threads, correction, activation, negative_slope,
                                                   residual, mask, sample_weight, masked_output, True, marks)
-    return given(out, y), mean, invstd, gate, updated
+    return given(out, y), mean, invstd, gate, taken
 
 
 def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads, bias,

@@ -345,7 +345,7 @@ cdef Plan plan_call(Job *job, Py_ssize_t operands, Py_ssize_t results, bint redu
 
 
 cdef bint cut_for_map(const Job *job, Plan *plan, bint revisit, Job *mapped) noexcept nogil:
-    """The job of a map, whose blocks make no bits: it may take memory in longer pieces. False: as it is.
+    """The job of a map, whose blocks sum nothing: it may take memory in longer pieces. False: as it is.
 
     Where it takes whole rows, the plan gets as many shares as these allow.
     """

@@ -200,7 +200,7 @@ class BatchNorm(_ops.Layer):
             momentum = self.momentum
             if momentum is None:
                 momentum = 1 / (self.num_batches_tracked + 1) if update else 0.0
-            y, mean, invstd, gate, updated = _ops.batch_norm_forward(
+            y, mean, invstd, gate, taken = _ops.batch_norm_forward(
                 x, self.running_mean if given else None, self.running_var if given else None, self.weight, self.bias,
                 batch_stats, momentum, self.eps, self.axis, out, num_threads, 1,
                 self.activation, self.negative_slope, residual, mask, sample_weight, masked_output, save,
@@ -213,7 +213,7 @@ class BatchNorm(_ops.Layer):
                     sample_weight, residual is not None,
                 )  # fmt: skip
             self._keep(kept)
-            if updated:
+            if update and taken:
                 self.num_batches_tracked += 1
         return y
 

@@ -56,7 +56,6 @@ ctypedef fused features:
 
 cdef extern from "stream.h":
     void cybn_stream(void *to, const void *source, size_t n, const void *next, const void *other) noexcept nogil
-    void cybn_fetch(const void *p, size_t n) noexcept nogil
     void cybn_stream_end() noexcept nogil
 
 cdef extern from "select.h" nogil:
@@ -90,15 +89,15 @@ cdef extern from "lanes.h" nogil:
     void cybn_sum_float(bint apart, int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const float *x,
                         Py_ssize_t x_pitch, const float *dy, Py_ssize_t dy_pitch, const flag *flags,
                         Py_ssize_t flags_pitch, Py_ssize_t bit, Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead,
-                        Py_ssize_t line, Py_ssize_t further, const float *center, const float *scale, const float *offset, float slope,
-                        float *passed, Py_ssize_t passed_pitch, double *x_sums, float *dy_sums,
-                        float *products) noexcept
+                        Py_ssize_t line, Py_ssize_t further, const float *center, const float *scale,
+                        const float *offset, float slope, float *passed, Py_ssize_t passed_pitch, double *x_sums,
+                        float *dy_sums, float *products) noexcept
     void cybn_sum_double(bint apart, int kind, Py_ssize_t cols, Py_ssize_t step, Py_ssize_t wrap, const double *x,
                          Py_ssize_t x_pitch, const double *dy, Py_ssize_t dy_pitch, const flag *flags,
                          Py_ssize_t flags_pitch, Py_ssize_t bit, Py_ssize_t rows, Py_ssize_t rest, Py_ssize_t ahead,
-                         Py_ssize_t line, Py_ssize_t further, const double *center, const double *scale, const double *offset,
-                         double slope, double *passed, Py_ssize_t passed_pitch, double *x_sums, double *dy_sums,
-                         double *products) noexcept
+                         Py_ssize_t line, Py_ssize_t further, const double *center, const double *scale,
+                         const double *offset, double slope, double *passed, Py_ssize_t passed_pitch, double *x_sums,
+                         double *dy_sums, double *products) noexcept
 
 cdef extern from "<float.h>":
     const double LARGEST_FLOAT "FLT_MAX"
@@ -131,6 +130,12 @@ cdef enum:
     TABLE = 2112
     WIDE = 512
     MANY = 65536
+    # Bits that are made at a time while runs of MARKED_RUN elements or more are mapped (with shorter ones it costs more
+    # than it brings: 7 x 7 took 1.2 times as long), in whole words, and how far ahead their line is fetched.
+    MARKED = 512
+    MARKED_RUN = 128
+    MARKED_WORD = 32
+    MARKED_AHEAD = 1024
     # Columns of weights that repeat, as the sums read them: a run's, and 16 more.
     UNWRAPPED = 80
     # Elements of a block whose mean is its shift.
@@ -394,9 +399,10 @@ cdef inline flag flag_at(const flag *gate, Py_ssize_t bit) noexcept nogil:
 
 cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
                              const flag *flags, Py_ssize_t flags_pitch, Py_ssize_t bit, Py_ssize_t rows,
-                             Py_ssize_t cols, Py_ssize_t wrap, const real *center, const real *scale, const real *offset,
-                             real negative_slope, real *passed_dy, Py_ssize_t passed_pitch, double *x_sums,
-                             real *dy_sums, real *dots, int kind, Py_ssize_t further, bint apart) noexcept nogil:
+                             Py_ssize_t cols, Py_ssize_t wrap, const real *center, const real *scale,
+                             const real *offset, real negative_slope, real *passed_dy, Py_ssize_t passed_pitch,
+                             double *x_sums, real *dy_sums, real *dots, int kind, Py_ssize_t further,
+                             bint apart) noexcept nogil:
     """Rows of `cols` columns. Flags, and weights in the place of dy, repeat every `wrap` columns; bits, from number
     `bit` on, do not."""
     # Fetched ahead: the next rows in the order of memory if there they follow these, else columns of these rows; and
@@ -411,12 +417,12 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
         further = rows * x_pitch - AHEAD
     if real is float:
         cybn_sum_float(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, flags, flags_pitch, bit, rows, 0,
-                       ahead, line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums, dy_sums,
-                       dots)
+                       ahead, line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums,
+                       dy_sums, dots)
     else:
         cybn_sum_double(apart, kind, cols, step, wrap, x, x_pitch, dy, dy_pitch, flags, flags_pitch, bit, rows, 0,
-                        ahead, line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums, dy_sums,
-                        dots)
+                        ahead, line, further, center, scale, offset, negative_slope, passed_dy, passed_pitch, x_sums,
+                        dy_sums, dots)
     for j in range(cols // 4 * 4, cols):
         for r in range(rows):
             d = x[r * x_pitch + j] - center[j]
@@ -464,6 +470,8 @@ cdef struct Extras:
     # What comes with a map; all zero: nothing.
     const void *residual    # forward: added before the activation
     Py_ssize_t residual_pitch
+    unsigned char *marks    # where to keep bits of the results, which follow each other; NULL: not
+    Py_ssize_t bit          # the first one's number
     const void *weights     # backward: of the elements in the statistics
     const flag *mask        # instead of them: where the result is 0
     bint even               # a weight for each row
@@ -531,29 +539,49 @@ cdef inline Py_ssize_t set_flags(const flag *flags, Py_ssize_t *first, Py_ssize_
 
 # Rows. What follows `extras` is constant where they are called, so that gcc makes a loop of its own for each.
 
+cdef inline void normalize_columns(const real *x, const real *residual, Py_ssize_t cols, const real *table, real *out,
+                                   real negative_slope, bint added, int activation, bint uniform) noexcept nogil:
+    cdef real c0 = table[0], s0 = table[TABLE], o0 = table[2 * TABLE], v
+    cdef Py_ssize_t j
+    for j in range(cols):
+        v = (x[j] - (c0 if uniform else table[j])) * (s0 if uniform else table[TABLE + j])
+        v = v + (o0 if uniform else table[2 * TABLE + j])
+        if added:
+            v = v + residual[j]
+        out[j] = activated(v, activation, negative_slope)
+
+
 cdef inline void normalize_rows(const real *x, Py_ssize_t x_pitch, Py_ssize_t rows, Py_ssize_t cols,
                                 const real *table, real *out, Py_ssize_t out_pitch, const Extras *extras, bint plain,
-                                bint added, int activation, bint uniform) noexcept nogil:
+                                bint added, int activation, bint uniform, bint marked) noexcept nogil:
     cdef const real *residual = <const real *> extras.residual if added else NULL
+    cdef const real *y = out
     cdef real negative = 0 if plain else <real> extras.negative_slope
-    cdef real c0, s0, o0, v
-    cdef Py_ssize_t r, j
+    cdef Py_ssize_t r, i, j, n, stop, end = 0, done = 0
     for r in range(rows):
-        c0 = table[0]
-        s0 = table[TABLE]
-        o0 = table[2 * TABLE]
-        for j in range(cols):
-            v = (x[j] - (c0 if uniform else table[j])) * (s0 if uniform else table[TABLE + j])
-            v = v + (o0 if uniform else table[2 * TABLE + j])
-            if added:
-                v = v + residual[j]
-            out[j] = activated(v, activation, negative)
+        if marked:
+            # A few at a time, and then their bits: the processor makes these while it waits for what is read next.
+            for i in range((cols + MARKED - 1) // MARKED):
+                j = i * MARKED
+                n = min(<Py_ssize_t> MARKED, cols - j)
+                normalize_columns(x + j, residual + j, n, table, out + j, negative, added, activation, True)
+                stop = end + j + n
+                stop -= (extras.bit + stop) % MARKED_WORD
+                if stop - done >= MARKED // 2:
+                    cybn_fetch_gate(extras.marks, extras.bit + stop + MARKED_AHEAD, 0)
+                    mark_bits(y + done, stop - done, activation == RELU, extras.marks, extras.bit + done)
+                    done = stop
+            end += cols
+        else:
+            normalize_columns(x, residual, cols, table, out, negative, added, activation, uniform)
         x += x_pitch
         out += out_pitch
         if added:
             residual += extras.residual_pitch
         if uniform:
             table += 1
+    if marked:
+        mark_bits(y + done, end - done, activation == RELU, extras.marks, extras.bit + done)
 
 
 cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch, Py_ssize_t rows,
@@ -649,20 +677,27 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, WEIGHTS, 0, uniform)
     elif backward and not uniform:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, ROW_WEIGHTS, 0, False)
+    elif not backward and uniform and added and extras.marks != NULL:
+        if activation == RELU:
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, RELU, True, True)
+        else:
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, LEAKY_RELU, True, True)
     elif not backward and added:
         if activation == 0:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, 0, uniform)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, 0, uniform, False)
         elif activation == RELU:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, RELU, uniform)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, RELU, uniform, False)
         else:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, LEAKY_RELU, uniform)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, LEAKY_RELU, uniform,
+                           False)
     elif not backward:
         if activation == 0:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, 0, uniform)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, 0, uniform, False)
         elif activation == RELU:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, RELU, uniform)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, RELU, uniform, False)
         else:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, LEAKY_RELU, uniform)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, LEAKY_RELU, uniform,
+                           False)
     if not backward and not plain and extras.mask != NULL:
         zero_rows(rows, cols, extras.mask, extras.weights_pitch, out, out_pitch)
 
@@ -1240,12 +1275,8 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     # are read as they lie.)
     cdef real w_stage[FOLDED * UNWRAPPED]
     cdef real gate[4 * TABLE]
-    cdef const flag *flags = NULL
+    cdef const flag *flags = NULL       # of a mask, bytes; or a gate, bits from number `bit` on, with a pitch of bits
     cdef Py_ssize_t flags_pitch = 0, bit = 0
-    # What an owner's map adds to x comes from memory while x, which is in a cache, is summed.
-    cdef const real *residual = NULL
-    if job.owned and job.stream and not backward and job.residual.direct:
-        residual = <const real *> job.residual.data
     # An activation or a mask is passed on the way, the two of them before.
     cdef bint active = gated and only_activated(job, c0, tile)
     cdef bint by_gate = active and job.gate != NULL
@@ -1364,11 +1395,11 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
             ahead = walk.flat if more else first_element(job, index + side, c0) if index + side < stop else then
             ahead -= panel.flat
             if features is short:
-                if by_gate:
-                    cybn_fetch_gate(job.gate, panel.flat + ahead, walk.rows * walk.cols if job.rows else walk.cols)
+                if by_gate and more and job.rows:
+                    fetch_bits(job, &walk, 0)
+                elif by_gate:
+                    cybn_fetch_gate(job.gate, panel.flat + ahead, walk.cols)
             if job.rows:
-                for r in range(panel.rows if residual != NULL else 0):
-                    cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
                 r = 0
                 while r < panel.rows:
                     j = panel.rows
@@ -1389,8 +1420,6 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     cybn_bound_flags(flags, panel.cols, &all_set, &end)
                 for r in range(panel.rows if all_set > 0 else 0):
                     j = (place + r) * LANES
-                    if residual != NULL:
-                        cybn_fetch(residual + panel.flat + r * panel.pitch, panel.cols * sizeof(real))
                     if features is short:
                         if by_gate and r + 1 < panel.rows:
                             cybn_fetch_gate(job.gate, bit + (r + 1) * panel.pitch, panel.cols)
@@ -1400,9 +1429,9 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                                further)
                 for r in range(panel.rows if masked and all_set < end else 0):
                     j = (place + r) * LANES
-                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, flags + all_set, 0, end - all_set,
-                               2 * panel.pitch if r + 2 < panel.rows else ahead, center + j,
-                               scale + j, offset + j, negative_slope, kept, sums + j, dy_sums + j, dots + j,
+                    reduce_run(x + r * x_pitch + all_set, dy + r * dy_pitch + all_set, flags + all_set, 0,
+                               end - all_set, 2 * panel.pitch if r + 2 < panel.rows else ahead, center + j, scale + j,
+                               offset + j, negative_slope, kept, sums + j, dy_sums + j, dots + j,
                                BY_MASK if backward else COUNTED, further)
             rows += panel.rows
             if not more or (job.rows and rows == FOLDED):
@@ -1465,8 +1494,11 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint by_gate = False, copied = False
     cdef bint weighted = not plain and backward and job.weights != NULL
     cdef bint masked = not plain and job.mask != NULL and (job.dy.data != NULL or job.zeroed)
-    # Bits are made of results that are still in the first cache.
+    # Bits are made of results that are still in the first cache: by the map as it goes, or when a panel is done.
     cdef bint marks = not plain and job.dy.data == NULL and job.gate != NULL
+    # (Pieces of several runs do not follow each other, and what a mask zeroes is zeroed after it.)
+    cdef bint marked = (marks and job.residual.data != NULL and not (masked or rows) and job.inner >= MARKED_RUN
+                        and job.blocks_inner == 1)
     cdef real gate[4 * TABLE]
     cdef real w_stage[PANEL + LANES]
     cdef Py_ssize_t pitch, least = 1, budget = PANEL    # a stage holds no more
@@ -1504,7 +1536,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                              and (job.residual.data == job.out.data or not job.residual.direct)))
     if rows and unstaged and n < job.channels:
         least = LINES // (2 + two + (not plain and (kept or job.residual.data != NULL)))
-    elif by_gate or marks:
+    elif by_gate or marks and not marked:
         pass    # what is read or made of a panel beside its map should find it in the first cache
     elif rows and unstaged and not (weighted or masked) and job.outer * n * job.inner >= MANY:
         j = max(1, WIDE // columns.count)
@@ -1534,7 +1566,10 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         open_block(job, index, &block)
         first_panel(&block, c0, rows, least, budget, block.full, &panel)
         while next_panel(job, &block, c0, c1, &panel):
-            if marks or by_gate:    # those that will be written, or read with the next panel
+            if marked:
+                extras.marks = job.gate
+                extras.bit = panel.flat
+            elif marks or by_gate:  # those that will be written, or read with the next panel
                 fetch_bits(job, &panel, panel.rows * panel.cols if by_gate else 0)
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x
@@ -1602,7 +1637,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                 multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * TABLE + j, not rows, out, out_pitch)
             if kept and not stays:
                 deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
-            if marks:
+            if marks and not marked:
                 make_bits(job, &panel, out, out_pitch)
             if not direct:
                 deliver[real](&job.out, &panel, out, job.stream, next + panel.flat if next != NULL else NULL,

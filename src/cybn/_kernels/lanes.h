@@ -24,7 +24,7 @@
         ptrdiff_t further, const real *shift, const real *scale, const real *offset, real slope, real *passed,        \
         ptrdiff_t passed_pitch
 
-/* 16 bits of a gate (gate.h) from number `bit` on, and others above. */
+/* 16 bits of a gate (gate.h) from number `bit` on, and others above. (Four bytes: one load.) */
 static inline unsigned cybn_bits(const signed char *gate, ptrdiff_t bit) {
     const unsigned char *p = (const unsigned char *)gate + (bit >> 3);
     return (p[0] | (unsigned)p[1] << 8 | (unsigned)p[2] << 16 | (unsigned)p[3] << 24) >> (bit & 7);
@@ -84,12 +84,12 @@ CYBN_INLINE __m128i cybn_flags_16_double(const signed char *p) {
 #define CYBN_FLAGS_16_float(p) (mask){(p)[0], (p)[1], (p)[2], (p)[3]}
 #define CYBN_FLAGS_16_double(p) (mask){(p)[0], (p)[1]}
 #endif
-/* The i-th F of 16 bits as lanes. */
+/* The i-th F of 16 bits as lanes. (clang adds no unsigned number to a vector of int.) */
 #define CYBN_PLACES 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768
 static const int cybn_places_float[16] = {CYBN_PLACES};
 static const long long cybn_places_double[16] = {CYBN_PLACES};
 #define CYBN_PLACE(i, real) (*(const mask *)(cybn_places_##real + (i) * F))
-#define CYBN_BITS(word, i, real) (mask)((((mask){} + (word)) & CYBN_PLACE(i, real)) == CYBN_PLACE(i, real))
+#define CYBN_BITS(word, i, real) (mask)((((mask){} + (int)(word)) & CYBN_PLACE(i, real)) == CYBN_PLACE(i, real))
 #define CYBN_EACH(i, n) _Pragma("GCC unroll 16") for (i = 0; i < (n); i++)
 #define CYBN_LINE(p) ((int)(64 / sizeof *(p)))
 #define CYBN_PREFETCH(p, n)                                                                                           \
@@ -212,10 +212,10 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 
 /* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
    or w * (x - shift) where dy is w, or dy behind the activation of (x - shift) * scale + offset, or behind one that it
-   passes as it is where flags are set, or one of these where they are set. They are `counts` to T. `flagged` is a
-   constant. 0: nothing is; 1: flags are bytes; 2: they are bits of a gate, from `bit` on, with a pitch of bits; 3: the
-   same, and t is written to passed. (What lies far apart is fetched to be written, too, or stores wait for it: 7 x 7
-   from L3 took 1.1 times as long. Where rows follow each other the processor sees to that.) */
+   passes as it is where flags are set, or one of these where they are set. `counts`, to T: the flags of these elements,
+   as a mask. `flagged` is a constant. 0: nothing is; 1: flags are bytes; 2: they are bits of a gate, from `bit` on, with a pitch of bits; 3: the
+   same, and t is written to passed. (Which is fetched, too, where rows lie far apart, or stores wait for it: 7 x 7 from
+   L3 took 1.1 times as long. Where they follow each other the processor sees to that.) */
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T, flagged)                                                         \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
@@ -234,7 +234,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
         for (; rows > 0; rows--) {                                                                                    \
             CYBN_PREFETCH(next, n);                                                                                   \
             CYBN_PREFETCH(dy_next, n);                                                                                \
-            if (flagged == 3 && passed_pitch != n) __builtin_prefetch(passed + ahead, 1);                             \
+            if (flagged == 3 && line != n) __builtin_prefetch(passed + ahead);                                        \
             if (flagged >= 2) word = cybn_bits(flags, bit);                                                           \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
@@ -374,7 +374,7 @@ CYBN_GRADIENTS(float, int)
 CYBN_GRADIENTS(double, long long)
 
 /* What is summed beside x: nothing, weights in dy's place, positive ones, or flags; dy, dy behind a ReLU or a leaky one
-   (of x, or as flags tell, or that and written to passed), dy where flags are set. */
+   (of x, or as bits tell, or that and written to passed), dy where flags are set. */
 enum {
     CYBN_PLAIN, CYBN_WEIGHTED, CYBN_POSITIVE, CYBN_COUNTED_ONLY, CYBN_BACKWARD, CYBN_BY_RELU_X, CYBN_BY_LEAKY_X,
     CYBN_BY_RELU_BITS, CYBN_BY_LEAKY_BITS, CYBN_KEPT_RELU, CYBN_KEPT_LEAKY, CYBN_BY_MASK
@@ -402,10 +402,10 @@ enum {
         scale, offset, slope, passed, passed_pitch, x_sums, dy_sums, products
 
 /* Columns in groups of 16, or 32, and of four. (`rest` is for one group: a run.) Weights and flags repeat every `wrap`
-   columns, at least 16, and stand there once with 15 more: w is where they are read. */
+   columns, at least 16, and stand there once with 15 more: w is where they are read. Bits do not. */
 #define CYBN_NEXT(n) (j += n, w = w + n < wrap ? w + n : w + n - wrap)
 /* Gradients with nothing beside them have registers for twice as many: from memory, read in longer stretches, their
-   sums take 0.83 to 0.97 of the time. */
+   sums take 0.83 to 0.97 of the time. (Of bits there are no more than 16 in a word.) */
 #define CYBN_PAIRED(kind, real) (kind == CYBN_BACKWARD && CYBN_WIDTH == 32 && sizeof(real) == 4)
 #define CYBN_BY(n, name, to, dy_at, flags_at, further)                                                                \
     for (; j + n <= cols; CYBN_NEXT(n), ahead += n / 16 * step - n)                                                   \

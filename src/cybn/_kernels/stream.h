@@ -45,12 +45,6 @@ static inline void cybn_stream(void *to, const void *from, size_t n, const void 
     memcpy(t, f, n);
 }
 
-/* Bring n bytes into the second cache. */
-static inline void cybn_fetch(const void *p, size_t n) {
-    const char *a = (const char *)p, *end = a + n;
-    for (; a < end; a += 64) _mm_prefetch(a, _MM_HINT_T1);
-}
-
 /* Streaming stores are weakly ordered: before other threads may read, they must be done. */
 static inline void cybn_stream_end(void) { _mm_sfence(); }
 #else
@@ -58,10 +52,6 @@ static inline void cybn_stream(void *to, const void *from, size_t n, const void 
     (void)next;
     (void)other;
     memcpy(to, from, n);
-}
-static inline void cybn_fetch(const void *p, size_t n) {
-    (void)p;
-    (void)n;
 }
 static inline void cybn_stream_end(void) {}
 #endif
