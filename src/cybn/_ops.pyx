@@ -588,8 +588,8 @@ def batch_norm_forward(x, running_mean, running_var, weight, bias, training, mom
     """y, save_mean, save_invstd; if asked for (`marks`) and x alone cannot tell them, the bits that
     `batch_norm_backward` takes as `gate`, else None; and whether statistics have been taken of x."""
     y, mean, invstd, gate, taken = forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps,
-                                                  axis, out, num_threads, correction, activation, negative_slope,
-                                                  residual, mask, sample_weight, masked_output, True, marks)
+                                                axis, out, num_threads, correction, activation, negative_slope,
+                                                residual, mask, sample_weight, masked_output, True, marks)
     return given(out, y), mean, invstd, gate, taken
 
 
