@@ -117,16 +117,19 @@ static inline void cybn_fetch_gate(const unsigned char *gate, ptrdiff_t bit, ptr
 #endif
 }
 
+/* Bits from number `bit` on, 25 at least. (Of four bytes, for one load.) */
+static inline unsigned cybn_bits(const unsigned char *gate, ptrdiff_t bit) {
+    const unsigned char *p = gate + (bit >> 3);
+    return (p[0] | (unsigned)p[1] << 8 | (unsigned)p[2] << 16 | (unsigned)p[3] << 24) >> (bit & 7);
+}
+
 /* n bits, from number `bit` on, as flags: -1 or 0. */
 static inline void cybn_read_gate(const unsigned char *gate, ptrdiff_t bit, ptrdiff_t n, signed char *flags) {
     ptrdiff_t j = 0;
 #if defined(__SSE2__)
     const __m128i places = _mm_set1_epi64x((long long)0x8040201008040201u);
     for (; j + 16 <= n; j += 16) {
-        unsigned four;
-        __m128i v;
-        memcpy(&four, gate + ((bit + j) >> 3), 4);
-        v = _mm_cvtsi32_si128((int)(four >> ((bit + j) & 7)));
+        __m128i v = _mm_cvtsi32_si128((int)cybn_bits(gate, bit + j));
         v = _mm_unpacklo_epi8(v, v);
         v = _mm_unpacklo_epi16(v, v);
         v = _mm_unpacklo_epi32(v, v); /* each of two bytes eight times */

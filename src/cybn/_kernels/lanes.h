@@ -17,18 +17,14 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "gate.h"
+
 /* What a leaf takes, each array with its pitch from row to row. */
 #define CYBN_TAKES(real)                                                                                              \
     const real *x, ptrdiff_t pitch, const real *dy, ptrdiff_t dy_pitch, const signed char *flags,                     \
         ptrdiff_t flags_pitch, ptrdiff_t bit, ptrdiff_t rows, ptrdiff_t rest, ptrdiff_t ahead, ptrdiff_t line,        \
         ptrdiff_t further, const real *shift, const real *scale, const real *offset, real slope, real *passed,        \
         ptrdiff_t passed_pitch
-
-/* 16 bits of a gate (gate.h) from number `bit` on, and others above. (Four bytes: one load.) */
-static inline unsigned cybn_bits(const signed char *gate, ptrdiff_t bit) {
-    const unsigned char *p = (const unsigned char *)gate + (bit >> 3);
-    return (p[0] | (unsigned)p[1] << 8 | (unsigned)p[2] << 16 | (unsigned)p[3] << 24) >> (bit & 7);
-}
 
 #if defined(__GNUC__)
 
@@ -235,7 +231,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             CYBN_PREFETCH(next, n);                                                                                   \
             CYBN_PREFETCH(dy_next, n);                                                                                \
             if (flagged == 3 && line != n) __builtin_prefetch(passed + ahead);                                        \
-            if (flagged >= 2) word = cybn_bits(flags, bit);                                                           \
+            if (flagged >= 2) word = cybn_bits((const unsigned char *)flags, bit);                                    \
             CYBN_EACH(i, n / F) {                                                                                     \
                 d = *(const vector *)(x + i * F) - k[i];                                                              \
                 if (flagged == 1) counts = CYBN_FLAGS_##bytes##_##real(flags + i * F);                                \
@@ -260,7 +256,7 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
             x += rest - n;                                                                                            \
             dy += rest - n;                                                                                           \
             if (flagged == 1) flags += rest - n;                                                                      \
-            if (flagged >= 2) word = cybn_bits(flags, bit + rest - n);                                                \
+            if (flagged >= 2) word = cybn_bits((const unsigned char *)flags, bit + rest - n);                         \
             passed += rest - n;                                                                                       \
             CYBN_EACH(i, n / F) {                                                                                     \
                 mask last;                                                                                            \
@@ -321,7 +317,8 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
                                flags += flagged == 1 ? flags_pitch : 0)                                               \
             for (i = r < rows ? 0 : n - rest; i < n; i++) {                                                           \
                 ptrdiff_t at = r < rows ? i : i + rest - n;                                                           \
-                const int counts = flagged == 1 ? flags[at] : flagged ? cybn_bits(flags, bit + at) & 1 : 0;           \
+                const unsigned char *gate = (const unsigned char *)flags;                                             \
+                const int counts = flagged == 1 ? flags[at] : flagged ? cybn_bits(gate, bit + at) & 1 : 0;            \
                 real d = x[at] - shift[i];                                                                            \
                 real t = T(dy);                                                                                       \
                 sums[i] += t;                                                                                         \
