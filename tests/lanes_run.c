@@ -11,6 +11,7 @@
 
 #include "gate.h"
 #include "lanes.h"
+#include "stream.h"
 #include "vectors.h"
 
 enum { ROWS = 6, COLS = 61, N = ROWS * COLS };
@@ -27,7 +28,7 @@ static double number(int i) { return ((i * 7919 + 12345) % 1009 - 504) / 37.0; }
 #define SHOW(real)                                                                                                    \
     static void show_##real(void) {                                                                                   \
         static real x[N + 64], dy[N + 64], y[N + 64], shift[64], scale[64], offset[64], kept[N + 64], a[64], q[64];   \
-        static signed char flags[N + 64], passes[N + 64];                                                             \
+        static signed char flags[N + 64];                                                                             \
         static unsigned char gate[N + 64];                                                                            \
         double sums[64];                                                                                              \
         int i, kind, run;                                                                                             \
@@ -44,9 +45,13 @@ static double number(int i) { return ((i * 7919 + 12345) % 1009 - 504) / 37.0; }
         }                                                                                                             \
         for (i = 0; i < 40; i++) {                                                                                    \
             cybn_mark_##real(y, N - i, i % 2, gate, i % 9);                                                           \
-            cybn_read_gate(gate, i % 13, N - i, passes);                                                              \
             add(gate, sizeof gate);                                                                                   \
-            add(passes, sizeof passes);                                                                               \
+            cybn_pass_##real(dy, N - i, i % 3 > 0, (real)0.25, gate, i % 13, kept);                                   \
+            add(kept, sizeof kept);                                                                                   \
+            cybn_stream_##real(kept + i % 19, y, N - i, i % 5 ? NULL : x, NULL, i % 2, i % 7 ? gate : NULL, i % 23);  \
+            cybn_stream_end();                                                                                        \
+            add(kept, sizeof kept);                                                                                   \
+            add(gate, sizeof gate);                                                                                   \
         }                                                                                                             \
         printf("gate %016llx\n", (unsigned long long)hash);                                                           \
         for (kind = CYBN_PLAIN; kind <= CYBN_BY_MASK; kind++)                                                         \

@@ -55,7 +55,10 @@ ctypedef fused features:
     short       # activation, residual, mask, weights
 
 cdef extern from "stream.h":
-    void cybn_stream(void *to, const void *source, size_t n, const void *next, const void *other) noexcept nogil
+    void cybn_stream_float(float *to, const float *source, Py_ssize_t n, const float *next, const float *other,
+                           bint relu, unsigned char *gate, Py_ssize_t bit) noexcept nogil
+    void cybn_stream_double(double *to, const double *source, Py_ssize_t n, const double *next, const double *other,
+                            bint relu, unsigned char *gate, Py_ssize_t bit) noexcept nogil
     void cybn_stream_end() noexcept nogil
 
 cdef extern from "select.h" nogil:
@@ -70,7 +73,11 @@ cdef extern from "gate.h" nogil:
     void cybn_mark_float(const float *y, Py_ssize_t n, bint relu, unsigned char *gate, Py_ssize_t bit) noexcept
     void cybn_mark_double(const double *y, Py_ssize_t n, bint relu, unsigned char *gate, Py_ssize_t bit) noexcept
     void cybn_fetch_gate(const unsigned char *gate, Py_ssize_t bit, Py_ssize_t n) noexcept
-    void cybn_read_gate(const unsigned char *gate, Py_ssize_t bit, Py_ssize_t n, flag *flags) noexcept
+    unsigned cybn_bits(const unsigned char *gate, Py_ssize_t bit) noexcept
+    void cybn_pass_float(const float *dy, Py_ssize_t n, bint relu, float slope, const unsigned char *gate,
+                         Py_ssize_t bit, float *to) noexcept
+    void cybn_pass_double(const double *dy, Py_ssize_t n, bint relu, double slope, const unsigned char *gate,
+                          Py_ssize_t bit, double *to) noexcept
 
 cdef extern from "lanes.h" nogil:
     enum:
@@ -120,7 +127,7 @@ cdef enum:
     # memory, so many bytes beyond, into the second cache (measured: 0 to 64 KB).
     AHEAD = 64
     FURTHER = 8192
-    # Bytes that a map streams at a time: while they go out nothing is read (measured: 256 to 8192).
+    # Bytes of a panel that goes past the caches at a time: while they go out nothing is read (measured: 256 to 8192).
     STREAMED = 2048
     # Columns that a map takes of rows that do not follow each other, each of them a stream.
     MAP_COLUMNS = 64
@@ -130,12 +137,13 @@ cdef enum:
     TABLE = 2112
     WIDE = 512
     MANY = 65536
-    # Bits that are made at a time while runs of MARKED_RUN elements or more are mapped (with shorter ones it costs more
-    # than it brings: 7 x 7 took 1.2 times as long), in whole words, and how far ahead their line is fetched.
-    MARKED = 512
+    # Results of runs that are finished, that is, become bits or go past the caches, at a time (measured: 256 to 1024),
+    # in whole words of bits, which are whole lines; and how far ahead a line of bits is fetched. Bits alone are not
+    # worth it with runs below MARKED_RUN (7 x 7 took 1.2 times as long).
+    PIECE = 512
+    PIECE_WORD = 32
+    BITS_AHEAD = 1024
     MARKED_RUN = 128
-    MARKED_WORD = 32
-    MARKED_AHEAD = 1024
     # Columns of weights that repeat, as the sums read them: a run's, and 16 more.
     UNWRAPPED = 80
     # Elements of a block whose mean is its shift.
@@ -325,7 +333,15 @@ cdef inline real *fetch(const Operand *op, const Panel *panel, real *stage, Py_s
     return stage
 
 
-cdef inline void deliver(const Operand *op, const Panel *panel, const real *stage, bint stream,
+cdef inline void stream(real *to, const real *source, Py_ssize_t n, const real *next, const real *other, bint relu,
+                        unsigned char *gate, Py_ssize_t bit) noexcept nogil:
+    if real is float:
+        cybn_stream_float(to, source, n, next, other, relu, gate, bit)
+    else:
+        cybn_stream_double(to, source, n, next, other, relu, gate, bit)
+
+
+cdef inline void deliver(const Operand *op, const Panel *panel, const real *stage, bint streamed,
                          const real *next, const real *other) noexcept nogil:
     """A panel from the stage to where its elements lie. Streamed in one, it brings such at `next` and `other` to L2."""
     cdef Panel lines = in_one(panel)
@@ -333,9 +349,9 @@ cdef inline void deliver(const Operand *op, const Panel *panel, const real *stag
     cdef real *to = (<real *> op.data) + panel.flat
     cdef Py_ssize_t r, n = lines.cols
     for r in range(lines.rows):
-        if stream:
-            cybn_stream(to + r * panel.pitch, stage + r * n, n * sizeof(real), next if one else NULL,
-                        other if one else NULL)
+        if streamed:
+            stream(to + r * panel.pitch, stage + r * n, n, next if one else NULL, other if one else NULL, False, NULL,
+                   0)
         elif op.direct:
             memcpy(to + r * panel.pitch, stage + r * n, n * sizeof(real))
         else:
@@ -380,15 +396,19 @@ cdef inline real passed(real g, real z, int activation, real negative_slope) noe
     return keep(not z <= 0, g) if activation == RELU else choose(z > 0, g, g * negative_slope)
 
 
-cdef inline real flag_passed(real g, flag passes, bint relu, real negative_slope) noexcept nogil:
-    """The same with a flag of what the activation passes as it is."""
-    return flagged(passes, g) if relu else choose(passes != 0, g, g * negative_slope)
+cdef inline real bit_passed(real g, const flag *gate, Py_ssize_t bit, bint relu, real negative_slope) noexcept nogil:
+    """The same where a bit tells."""
+    cdef bint passes = cybn_bits(<const unsigned char *> gate, bit) & 1
+    return keep(passes, g) if relu else choose(passes, g, g * negative_slope)
 
 
-cdef inline flag flag_at(const flag *gate, Py_ssize_t bit) noexcept nogil:
-    cdef flag passes
-    cybn_read_gate(<const unsigned char *> gate, bit, 1, &passes)
-    return passes
+cdef inline void pass_bits(const real *dy, Py_ssize_t n, bint relu, real negative_slope, const unsigned char *gate,
+                           Py_ssize_t bit, real *to) noexcept nogil:
+    """And for n of them, of which bits from number `bit` on tell."""
+    if real is float:
+        cybn_pass_float(dy, n, relu, negative_slope, gate, bit, to)
+    else:
+        cybn_pass_double(dy, n, relu, negative_slope, gate, bit, to)
 
 
 # Statistics: x_sums += x, dots += (x - center)^2. The sum is double: with it the mean is exact to double rounding,
@@ -440,9 +460,9 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
             if kind == BY_RELU_X or kind == BY_LEAKY_X:
                 g = passed[real](g, d * scale[j] + offset[j], RELU if kind == BY_RELU_X else LEAKY_RELU, negative_slope)
             elif kind == BY_RELU_BITS or kind == KEPT_RELU:
-                g = flag_passed[real](g, flag_at(flags, bit + r * flags_pitch + j), True, 0)
+                g = bit_passed[real](g, flags, bit + r * flags_pitch + j, True, 0)
             elif kind == BY_LEAKY_BITS or kind == KEPT_LEAKY:
-                g = flag_passed[real](g, flag_at(flags, bit + r * flags_pitch + j), False, negative_slope)
+                g = bit_passed[real](g, flags, bit + r * flags_pitch + j, False, negative_slope)
             elif kind == BY_MASK and flags[r * flags_pitch + j % wrap] == 0:
                 continue
             if kind == KEPT_RELU or kind == KEPT_LEAKY:
@@ -470,17 +490,20 @@ cdef struct Extras:
     # What comes with a map; all zero: nothing.
     const void *residual    # forward: added before the activation
     Py_ssize_t residual_pitch
-    unsigned char *marks    # where to keep bits of the results, which follow each other; NULL: not
-    Py_ssize_t bit          # the first one's number
     const void *weights     # backward: of the elements in the statistics
     const flag *mask        # instead of them: where the result is 0
     bint even               # a weight for each row
     Py_ssize_t weights_pitch    # of weights or mask
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
-    const flag *passes      # or flags
-    void *passed            # where to write what has passed it; without flags all passes
-    Py_ssize_t passes_pitch
-    Py_ssize_t passed_pitch
+    unsigned char *bits     # runs: of the activation, made of the results, or backward read; NULL: not
+    # Runs whose results go past the caches (NULL: they do not): where they wait for each other, and so what has passed
+    # the bits, or without them all gradients, and its place; what comes to the second cache, with each line that goes
+    # out, of one or two arrays: where these stand that much beyond the first element of all.
+    void *stage
+    void *passed_stage
+    void *passed
+    const void *next
+    const void *other
     int activation
     double negative_slope
     Py_ssize_t wide         # columns of the tables where all rows follow each other; 0: not, a row's
@@ -488,11 +511,9 @@ cdef struct Extras:
 
 cdef enum companion:
     # What a map of gradients reads beside x and dy: nothing, what tells which pass the activation, weights (or one for
-    # each row), flags; or flags of those that pass the activation, which are written as well. Or it writes them all.
+    # each row), flags.
     ALONE
     GATE
-    PASSED
-    COPIED
     WEIGHTS
     ROW_WEIGHTS
     FLAGS
@@ -501,10 +522,6 @@ cdef enum companion:
 cdef inline companion companion_of(const Extras *extras) noexcept nogil:
     if extras.gate != NULL:
         return GATE
-    if extras.passes != NULL:
-        return PASSED
-    if extras.passed != NULL:
-        return COPIED
     if extras.weights != NULL:
         return ROW_WEIGHTS if extras.even else WEIGHTS
     return FLAGS if extras.mask != NULL else ALONE
@@ -520,10 +537,6 @@ cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *ki
         extras.mask += n
     if gate and extras.gate != NULL:
         extras.gate = <const real *> extras.gate + n
-    if extras.passes != NULL:
-        extras.passes += n
-    if extras.passed != NULL:
-        extras.passed = <real *> extras.passed + n
 
 
 cdef inline Py_ssize_t set_flags(const flag *flags, Py_ssize_t *first, Py_ssize_t end) noexcept nogil:
@@ -553,35 +566,39 @@ cdef inline void normalize_columns(const real *x, const real *residual, Py_ssize
 
 cdef inline void normalize_rows(const real *x, Py_ssize_t x_pitch, Py_ssize_t rows, Py_ssize_t cols,
                                 const real *table, real *out, Py_ssize_t out_pitch, const Extras *extras, bint plain,
-                                bint added, int activation, bint uniform, bint marked) noexcept nogil:
+                                bint added, int activation, bint uniform) noexcept nogil:
     cdef const real *residual = <const real *> extras.residual if added else NULL
-    cdef const real *y = out
     cdef real negative = 0 if plain else <real> extras.negative_slope
-    cdef Py_ssize_t r, i, j, n, stop, end = 0, done = 0
+    cdef Py_ssize_t r
     for r in range(rows):
-        if marked:
-            # A few at a time, and then their bits: the processor makes these while it waits for what is read next.
-            for i in range((cols + MARKED - 1) // MARKED):
-                j = i * MARKED
-                n = min(<Py_ssize_t> MARKED, cols - j)
-                normalize_columns(x + j, residual + j, n, table, out + j, negative, added, activation, True)
-                stop = end + j + n
-                stop -= (extras.bit + stop) % MARKED_WORD
-                if stop - done >= MARKED // 2:
-                    cybn_fetch_gate(extras.marks, extras.bit + stop + MARKED_AHEAD, 0)
-                    mark_bits(y + done, stop - done, activation == RELU, extras.marks, extras.bit + done)
-                    done = stop
-            end += cols
-        else:
-            normalize_columns(x, residual, cols, table, out, negative, added, activation, uniform)
+        normalize_columns(x, residual, cols, table, out, negative, added, activation, uniform)
         x += x_pitch
         out += out_pitch
         if added:
             residual += extras.residual_pitch
         if uniform:
             table += 1
-    if marked:
-        mark_bits(y + done, end - done, activation == RELU, extras.marks, extras.bit + done)
+
+
+cdef inline void input_columns(const real *x, const real *dy, Py_ssize_t cols, const real *table, const real *gate,
+                               const real *weights, const flag *mask, real *out, real negative, companion beside,
+                               int activation, bint uniform) noexcept nogil:
+    cdef real c0 = table[0], s0 = table[TABLE], o0 = table[2 * TABLE], t0 = table[3 * TABLE]
+    cdef real g0 = gate[0] if beside == GATE else 0, w0 = weights[0] if beside == ROW_WEIGHTS else 0, d, v
+    cdef Py_ssize_t j
+    for j in range(cols):
+        d = x[j] - (c0 if uniform else table[j])
+        v = dy[j]
+        if beside == GATE:
+            v = passed(v, d * (s0 if uniform else table[TABLE + j]) + (g0 if uniform else gate[j]), activation,
+                       negative)
+        if beside == WEIGHTS or beside == ROW_WEIGHTS:
+            v = v - (o0 if uniform else table[2 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
+            v = v - d * (t0 if uniform else table[3 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
+        else:
+            v = (v - (o0 if uniform else table[2 * TABLE + j])) - d * (t0 if uniform else table[3 * TABLE + j])
+        v = v * (s0 if uniform else table[TABLE + j])
+        out[j] = flagged(mask[j], v) if beside == FLAGS else v
 
 
 cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch, Py_ssize_t rows,
@@ -590,37 +607,10 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
     cdef const real *weights = <const real *> extras.weights if beside == WEIGHTS or beside == ROW_WEIGHTS else NULL
     cdef const flag *mask = extras.mask if beside == FLAGS else NULL
     cdef const real *gate = <const real *> extras.gate if beside == GATE else NULL
-    cdef const flag *passes = extras.passes if beside == PASSED else NULL
-    cdef real *passed_dy = <real *> extras.passed if beside == PASSED or beside == COPIED else NULL
     cdef real negative = 0 if activation == 0 else <real> extras.negative_slope
-    cdef real c0, s0, o0, t0, g0 = 0, w0 = 0, d, v
-    cdef Py_ssize_t r, j
+    cdef Py_ssize_t r
     for r in range(rows):
-        c0 = table[0]
-        s0 = table[TABLE]
-        o0 = table[2 * TABLE]
-        t0 = table[3 * TABLE]
-        if beside == GATE:
-            g0 = gate[0]
-        if beside == ROW_WEIGHTS:
-            w0 = weights[0]
-        for j in range(cols):
-            d = x[j] - (c0 if uniform else table[j])
-            v = dy[j]
-            if beside == GATE:
-                v = passed(v, d * (s0 if uniform else table[TABLE + j]) + (g0 if uniform else gate[j]), activation,
-                           negative)
-            if beside == PASSED:
-                v = flag_passed(v, passes[j], activation == RELU, negative)
-            if beside == PASSED or beside == COPIED:
-                passed_dy[j] = v
-            if beside == WEIGHTS or beside == ROW_WEIGHTS:
-                v = v - (o0 if uniform else table[2 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
-                v = v - d * (t0 if uniform else table[3 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
-            else:
-                v = (v - (o0 if uniform else table[2 * TABLE + j])) - d * (t0 if uniform else table[3 * TABLE + j])
-            v = v * (s0 if uniform else table[TABLE + j])
-            out[j] = flagged(mask[j], v) if beside == FLAGS else v
+        input_columns(x, dy, cols, table, gate, weights, mask, out, negative, beside, activation, uniform)
         x += x_pitch
         dy += dy_pitch
         out += out_pitch
@@ -628,14 +618,102 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
             table += 1
             if beside == GATE:
                 gate += 1
-        if beside == PASSED:
-            passes += extras.passes_pitch
-        if beside == PASSED or beside == COPIED:
-            passed_dy += extras.passed_pitch
         if beside == WEIGHTS or beside == ROW_WEIGHTS:
             weights += extras.weights_pitch
         if beside == FLAGS:
             mask += extras.weights_pitch
+
+
+# Runs that follow each other, PIECE elements at a time, wherever they begin and end: of these bits are made, or they go
+# past the caches, while the processor waits for what is read next. (Panel by panel, with all that a panel costs, steps
+# from memory took 1.1 to 1.2 times as long.)
+
+cdef inline const real *at_number(const void *array, Py_ssize_t n, const real *kind) noexcept nogil:
+    """Element n of an array, if there is one."""
+    return NULL if array == NULL else <const real *> array + n
+
+
+cdef inline Py_ssize_t piece_at(Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+    """Elements of the piece that begins with this one: up to a whole word of bits, which is a whole line."""
+    return min(PIECE - first % PIECE_WORD, end - first)
+
+
+cdef inline void normalize_runs(const real *x, Py_ssize_t n, Py_ssize_t cols, const real *table, real *out,
+                                const real *residual, Py_ssize_t first, const Extras *extras, bint plain, bint added,
+                                int activation, bint marked, bint staged) noexcept nogil:
+    """n elements, of runs of `cols`; the first is number `first` of all. `staged`: they go past the caches."""
+    cdef real negative = 0 if plain else <real> extras.negative_slope
+    cdef unsigned char *bits = extras.bits if marked else NULL
+    cdef const real *ahead
+    cdef real *y
+    cdef Py_ssize_t at = 0, i = 0, size, j, m
+    while at < n:
+        size = piece_at(first + at, first + n)
+        y = <real *> extras.stage if staged else out + at
+        j = 0
+        while j < size:
+            m = min(size - j, cols - i)
+            normalize_columns(x + at + j, residual + at + j if added else NULL, m, table, y + j, negative, added,
+                              activation, True)
+            j += m
+            i += m
+            if i == cols:
+                i = 0
+                table += 1
+        if marked:
+            cybn_fetch_gate(bits, first + at + BITS_AHEAD, 0)
+        if staged:
+            # (With the lines that go out, those of the residual that are read next come.)
+            ahead = residual + at + size if added and at + size < n else NULL
+            stream(out + at, y, size, at_number(extras.next, first + at, x), ahead, activation == RELU, bits,
+                   first + at)
+        elif marked:
+            mark_bits(y, size, activation == RELU, bits, first + at)
+        at += size
+
+
+cdef inline void input_runs(const real *x, const real *dy, Py_ssize_t n, Py_ssize_t cols, const real *table, real *out,
+                            Py_ssize_t first, const Extras *extras, bint plain, companion beside,
+                            int activation) noexcept nogil:
+    """The same for gradients, which go past the caches; and so does what passes the bits, or all of dy, if wanted."""
+    cdef bint gated = not plain and beside == ALONE and extras.bits != NULL
+    cdef bint kept = not plain and beside == ALONE and extras.passed != NULL
+    cdef const real *gate = <const real *> extras.gate if beside == GATE else NULL
+    cdef const real *weights = NULL
+    cdef const flag *mask = NULL
+    cdef const real *g
+    cdef real *stage = <real *> extras.stage
+    cdef real *passed_stage = <real *> extras.passed_stage
+    cdef real negative = 0 if plain else <real> extras.negative_slope
+    cdef Py_ssize_t at = 0, i = 0, size, j, m
+    while at < n:
+        size = piece_at(first + at, first + n)
+        g = dy + at
+        if gated:
+            cybn_fetch_gate(extras.bits, first + at + BITS_AHEAD, 0)
+            pass_bits(g, size, extras.activation == RELU, negative, extras.bits, first + at, passed_stage)
+            g = passed_stage
+        j = 0
+        while j < size:
+            m = min(size - j, cols - i)
+            if beside == WEIGHTS:
+                weights = <const real *> extras.weights + i
+            if beside == FLAGS:
+                mask = extras.mask + i
+            input_columns(x + at + j, g + j, m, table, gate, weights, mask, stage + j, negative, beside, activation,
+                          True)
+            j += m
+            i += m
+            if i == cols:
+                i = 0
+                table += 1
+                if beside == GATE:
+                    gate += 1
+        if kept:
+            stream(<real *> extras.passed + first + at, g, size, <const real *> NULL, NULL, False, NULL, 0)
+        stream(out + at, stage, size, at_number(extras.next, first + at, x), at_number(extras.other, first + at, x),
+               False, NULL, 0)
+        at += size
 
 
 cdef inline void zero_rows(Py_ssize_t rows, Py_ssize_t cols, const flag *mask, Py_ssize_t mask_pitch, real *out,
@@ -665,41 +743,63 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, GATE, RELU, uniform)
     elif backward and beside == GATE:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, GATE, LEAKY_RELU, uniform)
-    elif backward and beside == PASSED and activation == RELU:
-        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, PASSED, RELU, uniform)
-    elif backward and beside == PASSED:
-        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, PASSED, LEAKY_RELU, uniform)
-    elif backward and beside == COPIED:
-        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, COPIED, 0, uniform)
     elif backward and beside == FLAGS:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, FLAGS, 0, uniform)
     elif backward and beside == WEIGHTS:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, WEIGHTS, 0, uniform)
     elif backward and not uniform:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, ROW_WEIGHTS, 0, False)
-    elif not backward and uniform and added and extras.marks != NULL:
-        if activation == RELU:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, RELU, True, True)
-        else:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, LEAKY_RELU, True, True)
     elif not backward and added:
         if activation == 0:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, 0, uniform, False)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, 0, uniform)
         elif activation == RELU:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, RELU, uniform, False)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, RELU, uniform)
         else:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, LEAKY_RELU, uniform,
-                           False)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, True, LEAKY_RELU, uniform)
     elif not backward:
         if activation == 0:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, 0, uniform, False)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, 0, uniform)
         elif activation == RELU:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, RELU, uniform, False)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, RELU, uniform)
         else:
-            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, LEAKY_RELU, uniform,
-                           False)
+            normalize_rows(x, x_pitch, rows, cols, table, out, out_pitch, extras, plain, False, LEAKY_RELU, uniform)
     if not backward and not plain and extras.mask != NULL:
         zero_rows(rows, cols, extras.mask, extras.weights_pitch, out, out_pitch)
+
+
+cdef inline void map_runs(const real *x, const real *dy, Py_ssize_t n, Py_ssize_t cols, const real *table,
+                          const Extras *extras, real *out, Py_ssize_t first, bint backward, bint plain,
+                          bint staged) noexcept nogil:
+    """map_columns of runs in pieces."""
+    cdef int activation = 0 if plain else extras.activation
+    cdef companion beside = ALONE if plain else companion_of(extras)
+    cdef const real *residual = NULL if plain else <const real *> extras.residual
+    if backward and beside == ALONE:
+        input_runs(x, dy, n, cols, table, out, first, extras, plain, ALONE, 0)
+    elif backward and beside == GATE and activation == RELU:
+        input_runs(x, dy, n, cols, table, out, first, extras, plain, GATE, RELU)
+    elif backward and beside == GATE:
+        input_runs(x, dy, n, cols, table, out, first, extras, plain, GATE, LEAKY_RELU)
+    elif backward and beside == FLAGS:
+        input_runs(x, dy, n, cols, table, out, first, extras, plain, FLAGS, 0)
+    elif backward:
+        input_runs(x, dy, n, cols, table, out, first, extras, plain, WEIGHTS, 0)
+    elif residual != NULL and extras.bits != NULL and activation == RELU:
+        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, RELU, True, staged)
+    elif residual != NULL and extras.bits != NULL:
+        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, LEAKY_RELU, True, staged)
+    elif staged and residual != NULL and activation == 0:
+        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, 0, False, True)
+    elif staged and residual != NULL and activation == RELU:
+        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, RELU, False, True)
+    elif staged and residual != NULL:
+        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, LEAKY_RELU, False, True)
+    elif staged and activation == 0:
+        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, False, 0, False, True)
+    elif staged and activation == RELU:
+        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, False, RELU, False, True)
+    elif staged:
+        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, False, LEAKY_RELU, False, True)
 
 
 cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -715,7 +815,7 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
     if joined:
         cols *= rows
         n = extras.wide
-        x_pitch = dy_pitch = out_pitch = here.residual_pitch = here.passed_pitch = n
+        x_pitch = dy_pitch = out_pitch = here.residual_pitch = n
     while cols > 0:
         n = min(n, cols)
         if joined:
@@ -737,6 +837,33 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
             table += n
         if not plain:
             move_on(&here, step, not joined, table)
+
+
+cdef inline void map_pieces(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch, Py_ssize_t rows,
+                            Py_ssize_t cols, const real *table, const Extras *extras, real *out, Py_ssize_t out_pitch,
+                            Py_ssize_t first, bint backward, bint plain) noexcept nogil:
+    """map_panel of runs, in pieces."""
+    cdef Extras here = extras[0]
+    cdef Py_ssize_t n = cols, r
+    if out_pitch == cols:
+        n *= rows
+        rows = 1
+    for r in range(rows):
+        if here.stage != NULL:
+            map_runs(x, dy, n, cols, table, &here, out, first, backward, plain, True)
+        elif not backward and out == x:
+            map_runs(out, dy, n, cols, table, &here, out, first, backward, plain, False)
+        elif not backward:
+            map_runs(x, dy, n, cols, table, &here, out, first, backward, plain, False)
+        x += x_pitch
+        dy += dy_pitch
+        out += out_pitch
+        first += out_pitch
+        table += 1
+        if here.residual != NULL:
+            here.residual = <const real *> here.residual + here.residual_pitch
+        if here.gate != NULL:
+            here.gate = <const real *> here.gate + 1
 
 
 cdef void map_rows(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch, Py_ssize_t rows,
@@ -938,7 +1065,7 @@ cdef double gated_element(const Job *job, Py_ssize_t c, Py_ssize_t flat, real *k
     if job.activation == 0:
         return g
     if job.gate != NULL:
-        return flag_passed(g, flag_at(<const flag *> job.gate, flat), job.activation == RELU, <real> job.negative_slope)
+        return bit_passed[real](g, <const flag *> job.gate, flat, job.activation == RELU, <real> job.negative_slope)
     read_gate[real](job, c, &factor, &center, &scale, &offset)
     z = (element(&job.x, flat, kind) * factor - center) * scale + offset
     return passed[real](g, z, job.activation, <real> job.negative_slope)
@@ -957,17 +1084,13 @@ cdef inline void gate_row(const real *x, const real *dy, Py_ssize_t cols, const 
 
 cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize_t x_pitch,
                      const real *dy, Py_ssize_t dy_pitch, const flag *flags, Py_ssize_t flags_pitch,
-                     const real *table, bint uniform, real *to) noexcept nogil:
+                     const real *table, bint uniform, real *to, Py_ssize_t to_pitch) noexcept nogil:
     """dy behind activation and mask (NULL: none) -> to."""
-    cdef flag passes[PANEL]
     cdef Py_ssize_t r, j, cols = panel.cols
     cdef real negative = <real> job.negative_slope
-    cdef bint relu = job.activation == RELU
     for r in range(panel.rows):
         if job.activation and job.gate != NULL:
-            cybn_read_gate(job.gate, panel.flat + r * panel.pitch, cols, passes)
-            for j in range(cols):
-                to[j] = flag_passed(dy[j], passes[j], relu, negative)
+            pass_bits(dy, cols, job.activation == RELU, negative, job.gate, panel.flat + r * panel.pitch, to)
         elif job.activation == RELU and uniform:
             gate_row(x, dy, cols, table, to, RELU, 0, True)
         elif job.activation == RELU:
@@ -984,22 +1107,13 @@ cdef void gate_panel(const Job *job, const Panel *panel, const real *x, Py_ssize
             flags += flags_pitch
         x += x_pitch
         dy += dy_pitch
-        to += cols
+        to += to_pitch
         table += uniform
 
 
 cdef inline bint gates(const Job *job) noexcept nogil:
     """Whether gradients must pass something."""
     return job.dy.data != NULL and (job.activation != 0 or job.mask != NULL)
-
-
-cdef inline const flag *open_bits(const Job *job, const Panel *panel, flag *flags) noexcept nogil:
-    """A panel's bits of the gate, as flags."""
-    cdef Panel lines = in_one(panel)
-    cdef Py_ssize_t r
-    for r in range(lines.rows):
-        cybn_read_gate(job.gate, panel.flat + r * panel.pitch, lines.cols, flags + r * lines.cols)
-    return flags
 
 
 cdef inline void fetch_bits(const Job *job, const Panel *panel, Py_ssize_t ahead) noexcept nogil:
@@ -1387,7 +1501,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
                     flags_pitch = panel.pitch
                 if before_sums:
                     gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, flags, flags_pitch,
-                                     gate + (0 if job.rows else panel.channel), not job.rows, dy_stage)
+                                     gate + (0 if job.rows else panel.channel), not job.rows, dy_stage, panel.cols)
                     dy = dy_stage
                     dy_pitch = panel.cols
             walk = panel
@@ -1481,6 +1595,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef Panel panel
     cdef const real *x
     cdef const real *dy
+    cdef real *kept_dy
     cdef real *out
     cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, j, r, index, n = c1 - c0
     # A map needs no columns to sum over, so all but the shortest runs are taken as they lie.
@@ -1488,17 +1603,14 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint scaled = cybn_outside(job.factor + c0, n, 1, 1)
     cdef bint plain = features is char
     # Gradients pass the activation before, and a mask if what has passed is wanted; else a mask is passed on the way,
-    # and so are an activation of x and one of which bits tell, where they are alone.
+    # and so is an activation of x, where it is alone.
     cdef bint kept = not plain and job.gated.data != NULL and not job.early
     cdef bint gated = kept or (not plain and job.dy.data != NULL and job.activation != 0 and not job.early)
-    cdef bint by_gate = False, copied = False
     cdef bint weighted = not plain and backward and job.weights != NULL
     cdef bint masked = not plain and job.mask != NULL and (job.dy.data != NULL or job.zeroed)
     # Bits are made of results that are still in the first cache: by the map as it goes, or when a panel is done.
     cdef bint marks = not plain and job.dy.data == NULL and job.gate != NULL
-    # (Pieces of several runs do not follow each other, and what a mask zeroes is zeroed after it.)
-    cdef bint marked = (marks and job.residual.data != NULL and not (masked or rows) and job.inner >= MARKED_RUN
-                        and job.blocks_inner == 1)
+    cdef bint marked
     cdef real gate[4 * TABLE]
     cdef real w_stage[PANEL + LANES]
     cdef Py_ssize_t pitch, least = 1, budget = PANEL    # a stage holds no more
@@ -1507,44 +1619,51 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint two = backward or (gated and job.activation != 0 and job.gate == NULL)
     cdef const Operand *gradients = &job.gated if job.early else &job.dy
     cdef const Operand *source = &job.x if two or job.dy.data == NULL else gradients
-    cdef bint direct = job.out.direct and not job.stream
-    cdef bint stays = False     # whether what has passed is written where it belongs, not to a stage
     cdef const flag *flags = NULL
     cdef Py_ssize_t flags_pitch = 0
     cdef Columns columns = layout_columns(job, n)
+    # One weight for each row.
+    cdef bint even = rows and job.inner == 1 and job.period == 1
+    # Whether arrays are read and written where they lie. Results of runs that do so may go past the caches a few at a
+    # time, and then bits are passed on the way, too, or what all pass is copied; others go past them panel by panel.
+    cdef bint lies = source.direct and job.out.direct and not scaled and not (two and not gradients.direct)
+    cdef bint staged = job.stream and not rows
     memset(&extras, 0, sizeof(extras))
+    extras.even = even
     if features is short:
         if backward or job.dy.data == NULL:
             extras.activation = job.activation
             extras.negative_slope = job.negative_slope
-        copied = kept and backward and not weighted and job.activation == 0 and job.mask == NULL
-        if copied or (gated and backward and not weighted and only_activated(job, c0, n)
-                      and (not kept or job.gate != NULL)):
-            gated = False
-            by_gate = job.gate != NULL
-            stays = kept and job.gated.direct and not job.stream
-            if not (copied or by_gate):
-                extras.gate = gate + 3 * TABLE
-    # One weight for each row.
-    cdef bint even = rows and job.inner == 1 and job.period == 1
-    extras.even = even
-    cdef bint unstaged = source.direct and direct and not scaled and not (two and not gradients.direct)
-    if features is short:
-        unstaged = (unstaged and not gated and (stays or not (copied or by_gate))
-                    and not ((weighted or masked) and rows and not even)
-                    and not (job.residual.data != NULL
-                             and (job.residual.data == job.out.data or not job.residual.direct)))
-    if rows and unstaged and n < job.channels:
+        lies = lies and (job.residual.data == NULL
+                         or job.residual.direct and job.residual.data != job.out.data)
+        staged = staged and lies and (backward or not masked)   # (what is zeroed is still in L1)
+        if gated and backward and not weighted and job.mask == NULL:
+            if job.activation != 0 and job.gate == NULL:
+                if not kept and only_activated(job, c0, n):
+                    extras.gate = gate + 3 * TABLE
+                    gated = False
+            elif staged and (not kept or job.gated.direct):
+                extras.bits = job.gate if job.activation != 0 else NULL
+                extras.passed = job.gated.data
+                gated = False
+        lies = lies and not gated and not ((weighted or masked) and rows and not even)
+    staged = staged and lies
+    cdef bint direct = job.out.direct and (staged or not job.stream)
+    # Whether what has passed before is written where it belongs, not to a stage.
+    cdef bint stays = gated and kept and job.gated.direct and not job.stream
+    # (What a mask zeroes is zeroed after the map.)
+    marked = marks and not (masked or rows) and direct and (staged or job.inner >= MARKED_RUN)
+    if rows and lies and direct and n < job.channels:
         least = LINES // (2 + two + (not plain and (kept or job.residual.data != NULL)))
-    elif by_gate or marks and not marked:
-        pass    # what is read or made of a panel beside its map should find it in the first cache
-    elif rows and unstaged and not (weighted or masked) and job.outer * n * job.inner >= MANY:
+    elif marks and not marked:
+        pass    # what is made of a panel beside its map should find it in the first cache
+    elif rows and lies and direct and not (weighted or masked) and job.outer * n * job.inner >= MANY:
         j = max(1, WIDE // columns.count)
         columns.repeats *= j
         columns.count *= j
         extras.wide = columns.count
         budget = MANY
-    elif not rows and unstaged and (backward or not masked):     # (what is zeroed is still in L1)
+    elif not rows and lies and direct and (backward or not masked):
         budget = MANY
     make_tables(job, c0, n, &columns, rows, scaled, backward, table)
     if features is short:
@@ -1553,7 +1672,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     if job.stream and not rows:
         # Runs that end with a cache line: of a line in two panels no part could be streamed.
         least = LANES // min(<Py_ssize_t> LANES, job.inner & -job.inner)
-    if job.stream:
+    if job.stream and not staged:
         budget = min(max(STREAMED // <Py_ssize_t> sizeof(real), least * job.inner), <Py_ssize_t> PANEL)
     # An owner's next group follows this one in each run of channels.
     cdef const real *next = NULL
@@ -1562,15 +1681,22 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
         next = (<const real *> source.data) + n * job.inner
         if two and gradients.direct:
             other = (<const real *> gradients.data) + n * job.inner
+    if staged:
+        extras.stage = x_stage
+        extras.passed_stage = dy_stage
+        extras.next = next
+        extras.other = other
+    if marked:
+        extras.bits = job.gate
     for index in range(slice_start(job, piece), slice_start(job, stop)):
         open_block(job, index, &block)
         first_panel(&block, c0, rows, least, budget, block.full, &panel)
         while next_panel(job, &block, c0, c1, &panel):
-            if marked:
-                extras.marks = job.gate
-                extras.bit = panel.flat
-            elif marks or by_gate:  # those that will be written, or read with the next panel
-                fetch_bits(job, &panel, panel.rows * panel.cols if by_gate else 0)
+            if features is short:
+                if marks and not marked:
+                    fetch_bits(job, &panel, 0)
+                elif gated and job.gate != NULL:
+                    fetch_bits(job, &panel, panel.rows * panel.cols)    # which are read with the next one
             x = fetch(source, &panel, x_stage, &x_pitch)
             dy = x
             dy_pitch = x_pitch
@@ -1590,19 +1716,15 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                         extras.mask = flags
                         extras.weights_pitch = flags_pitch
                 if gated:
+                    kept_dy = (<real *> job.gated.data) + panel.flat if stays else dy_stage
+                    pitch = panel.pitch if stays else panel.cols
                     gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, flags if kept else NULL, flags_pitch,
-                                     gate + (0 if rows else panel.channel), not rows, dy_stage)
-                    dy = dy_stage
-                    dy_pitch = panel.cols
+                                     gate + (0 if rows else panel.channel), not rows, kept_dy, pitch)
+                    dy = kept_dy
+                    dy_pitch = pitch
                     if not backward:
                         x = dy
                         x_pitch = dy_pitch
-                elif copied or by_gate:
-                    if by_gate:
-                        extras.passes = open_bits(job, &panel, <flag *> w_stage)
-                        extras.passes_pitch = panel.cols
-                    extras.passed = (<real *> job.gated.data) + panel.flat if stays else dy_stage
-                    extras.passed_pitch = panel.pitch if stays else panel.cols
                 elif job.residual.data != NULL:
                     extras.residual = fetch(&job.residual, &panel, dy_stage, &pitch)
                     extras.residual_pitch = pitch
@@ -1630,12 +1752,15 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
             elif rows:
                 map_panel[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table, &extras, out, out_pitch,
                                 backward, False, True)
+            elif staged or marked:
+                map_pieces[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table + j, &extras, out, out_pitch,
+                                 panel.flat, backward, plain)
             else:
                 map_panel[real](x, x_pitch, dy, dy_pitch, panel.rows, panel.cols, table + j, &extras, out, out_pitch,
                                 backward, True, plain)
             if scaled and backward:
                 multiply(out, out_pitch, panel.rows, panel.cols, table + 4 * TABLE + j, not rows, out, out_pitch)
-            if kept and not stays:
+            if gated and kept and not stays:
                 deliver[real](&job.gated, &panel, dy_stage, job.stream and job.gated.direct, NULL, NULL)
             if marks and not marked:
                 make_bits(job, &panel, out, out_pitch)

@@ -8,6 +8,7 @@
 
 #include <stddef.h>
 #include <string.h>
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -16,6 +17,13 @@
 #endif
 
 enum { CYBN_GATE_ROOM = 4 }; /* bytes behind the last that may be read */
+
+/* A function with all registers to itself, though what calls it is large. */
+#if defined(__GNUC__)
+#define CYBN_APART static __attribute__((noinline))
+#else
+#define CYBN_APART static
+#endif
 
 /* n < 8 bits of a byte, from its `first` on, whatever another thread does to the rest. */
 static inline void cybn_mark_byte(unsigned char *p, int first, int n, unsigned bits) {
@@ -123,20 +131,50 @@ static inline unsigned cybn_bits(const unsigned char *gate, ptrdiff_t bit) {
     return (p[0] | (unsigned)p[1] << 8 | (unsigned)p[2] << 16 | (unsigned)p[3] << 24) >> (bit & 7);
 }
 
-/* n bits, from number `bit` on, as flags: -1 or 0. */
-static inline void cybn_read_gate(const unsigned char *gate, ptrdiff_t bit, ptrdiff_t n, signed char *flags) {
-    ptrdiff_t j = 0;
-#if defined(__SSE2__)
-    const __m128i places = _mm_set1_epi64x((long long)0x8040201008040201u);
-    for (; j + 16 <= n; j += 16) {
-        __m128i v = _mm_cvtsi32_si128((int)cybn_bits(gate, bit + j));
-        v = _mm_unpacklo_epi8(v, v);
-        v = _mm_unpacklo_epi16(v, v);
-        v = _mm_unpacklo_epi32(v, v); /* each of two bytes eight times */
-        _mm_storeu_si128((__m128i *)(void *)(flags + j), _mm_cmpeq_epi8(_mm_and_si128(v, places), places));
+/* Gradients behind the activation: those whose bits are not set are 0 (relu) or multiplied by slope. Of a line, whose
+   bits are the first of a word, each lane is compared with its place there. */
+#define CYBN_PLACES 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768
+static const int cybn_places_float[16] = {CYBN_PLACES};
+static const long long cybn_places_double[16] = {CYBN_PLACES};
+#if defined(__GNUC__)
+#if defined(__AVX2__)
+#define CYBN_PASS_BYTES 32
+#else
+#define CYBN_PASS_BYTES 16
+#endif
+#define CYBN_PASS_LINE(real, lane)                                                                                    \
+    static inline void cybn_pass_line_##real(const real *dy, int relu, real slope, unsigned word, real *to) {         \
+        typedef real vector __attribute__((vector_size(CYBN_PASS_BYTES), aligned(sizeof(real)), may_alias));          \
+        typedef lane mask __attribute__((vector_size(CYBN_PASS_BYTES), aligned(sizeof(real)), may_alias));            \
+        enum { F = CYBN_PASS_BYTES / sizeof(real), N = 64 / sizeof(real) };                                           \
+        const mask words = (mask){} + (int)word;                                                                      \
+        int i;                                                                                                        \
+        _Pragma("GCC unroll 4") for (i = 0; i < N; i += F) {                                                          \
+            const mask place = *(const mask *)(cybn_places_##real + i), passes = (mask)((words & place) == place);    \
+            const vector v = *(const vector *)(dy + i);                                                               \
+            const mask less = relu ? (mask){} : (mask)((mask)(v * slope) & ~passes);                                  \
+            *(vector *)(to + i) = (vector)(((mask)v & passes) | less);                                                \
+        }                                                                                                             \
+    }
+#else
+#define CYBN_PASS_LINE(real, lane)                                                                                    \
+    static inline void cybn_pass_line_##real(const real *dy, int relu, real slope, unsigned word, real *to) {         \
+        int i;                                                                                                        \
+        for (i = 0; i < (int)(64 / sizeof(real)); i++)                                                                \
+            to[i] = word >> i & 1 ? dy[i] : relu ? 0 : dy[i] * slope;                                                 \
     }
 #endif
-    for (; j < n; j++) flags[j] = (signed char)-(gate[(bit + j) >> 3] >> ((bit + j) & 7) & 1);
-}
+/* Of n, from number `bit` on. */
+#define CYBN_PASS(real, lane)                                                                                         \
+    CYBN_PASS_LINE(real, lane)                                                                                        \
+    CYBN_APART void cybn_pass_##real(const real *dy, ptrdiff_t n, int relu, real slope, const unsigned char *gate,    \
+                                     ptrdiff_t bit, real *to) {                                                       \
+        const ptrdiff_t line = 64 / sizeof(real);                                                                     \
+        ptrdiff_t i = 0;                                                                                              \
+        for (; i + line <= n; i += line) cybn_pass_line_##real(dy + i, relu, slope, cybn_bits(gate, bit + i), to + i);\
+        for (; i < n; i++) to[i] = cybn_bits(gate, bit + i) & 1 ? dy[i] : relu ? 0 : dy[i] * slope;                   \
+    }
+CYBN_PASS(float, int)
+CYBN_PASS(double, long long)
 
 #endif

@@ -47,7 +47,6 @@
 #endif
 
 #define CYBN_INLINE static inline __attribute__((always_inline))
-#define CYBN_APART static __attribute__((noinline))
 
 /* Vectors of `bytes` bytes, wherever they lie. */
 #define CYBN_VECTOR(real, bytes) real __attribute__((vector_size(bytes), aligned(sizeof(real)), may_alias))
@@ -81,9 +80,6 @@ CYBN_INLINE __m128i cybn_flags_16_double(const signed char *p) {
 #define CYBN_FLAGS_16_double(p) (mask){(p)[0], (p)[1]}
 #endif
 /* The i-th F of 16 bits as lanes. (clang adds no unsigned number to a vector of int.) */
-#define CYBN_PLACES 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768
-static const int cybn_places_float[16] = {CYBN_PLACES};
-static const long long cybn_places_double[16] = {CYBN_PLACES};
 #define CYBN_PLACE(i, real) (*(const mask *)(cybn_places_##real + (i) * F))
 #define CYBN_BITS(word, i, real) (mask)((((mask){} + (int)(word)) & CYBN_PLACE(i, real)) == CYBN_PLACE(i, real))
 #define CYBN_EACH(i, n) _Pragma("GCC unroll 16") for (i = 0; i < (n); i++)
@@ -296,7 +292,6 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 #else
 
 #define CYBN_INLINE static inline
-#define CYBN_APART static
 #define CYBN_WIDTH 16
 #define CYBN_STATS_FLOAT(name, bytes, n, weighted)                                                                    \
     CYBN_INLINE void name(CYBN_TAKES(float), double *sums, float *squares) {                                          \

@@ -6,54 +6,91 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "gate.h"
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 
-/* A line, in the widest stores of this build: half as many of them wait for memory (1.0 to 1.07 times as fast). */
-static inline void cybn_stream_line(char *to, const char *from) {
+/* A line, in the widest stores of this build: half as many of them wait for memory (1.0 to 1.07 times as fast). And its
+   bits, of what the registers hold (NULL: not). */
 #if defined(__AVX__)
-    __m256i v0 = _mm256_loadu_si256((const __m256i *)from);
-    __m256i v1 = _mm256_loadu_si256((const __m256i *)(from + 32));
-    _mm256_stream_si256((__m256i *)to, v0);
-    _mm256_stream_si256((__m256i *)(to + 32), v1);
-#else
-    __m128i v0 = _mm_loadu_si128((const __m128i *)from);
-    __m128i v1 = _mm_loadu_si128((const __m128i *)(from + 16));
-    __m128i v2 = _mm_loadu_si128((const __m128i *)(from + 32));
-    __m128i v3 = _mm_loadu_si128((const __m128i *)(from + 48));
-    _mm_stream_si128((__m128i *)to, v0);
-    _mm_stream_si128((__m128i *)(to + 16), v1);
-    _mm_stream_si128((__m128i *)(to + 32), v2);
-    _mm_stream_si128((__m128i *)(to + 48), v3);
-#endif
-}
-
-/* Copy n bytes. Lines of which only a part is written go through the cache: as parts they would cost memory a read and a
-   write each, and the other part may follow much later. With each line that goes out one of each of two arrays, of which
-   these n bytes are read soon, comes into the second cache (NULL: none): memory reads while it writes. */
-static inline void cybn_stream(void *to, const void *from, size_t n, const void *next, const void *other) {
-    char *t = (char *)to;
-    const char *f = (const char *)from, *a = (const char *)next, *b = (const char *)other;
-    size_t head = (size_t)(-(intptr_t)t & 63);
-    if (head > n) head = n;
-    memcpy(t, f, head);
-    for (t += head, f += head, n -= head; n >= 64; t += 64, f += 64, n -= 64) {
-        cybn_stream_line(t, f);
-        if (next) _mm_prefetch(a + (t - (char *)to), _MM_HINT_T1);
-        if (other) _mm_prefetch(b + (t - (char *)to), _MM_HINT_T1);
+#define CYBN_PASSING(a, v, relu)                                                                                      \
+    _mm256_movemask_##a(relu ? _mm256_cmp_##a(v, _mm256_setzero_##a(), _CMP_NLE_UQ)                                   \
+                             : _mm256_cmp_##a(v, _mm256_setzero_##a(), _CMP_GT_OQ))
+static inline void cybn_stream_line_float(float *to, const float *from, int relu, unsigned char *bits) {
+    const __m256 a = _mm256_loadu_ps(from), b = _mm256_loadu_ps(from + 8);
+    if (bits) {
+        bits[0] = (unsigned char)CYBN_PASSING(ps, a, relu);
+        bits[1] = (unsigned char)CYBN_PASSING(ps, b, relu);
     }
-    memcpy(t, f, n);
+    _mm256_stream_ps(to, a);
+    _mm256_stream_ps(to + 8, b);
 }
+static inline void cybn_stream_line_double(double *to, const double *from, int relu, unsigned char *bits) {
+    const __m256d a = _mm256_loadu_pd(from), b = _mm256_loadu_pd(from + 4);
+    if (bits) *bits = (unsigned char)(CYBN_PASSING(pd, a, relu) | CYBN_PASSING(pd, b, relu) << 4);
+    _mm256_stream_pd(to, a);
+    _mm256_stream_pd(to + 4, b);
+}
+#else
+#define CYBN_STREAM_LINE(real)                                                                                        \
+    static inline void cybn_stream_line_##real(real *to, const real *from, int relu, unsigned char *bits) {           \
+        __m128i *t = (__m128i *)(void *)to;                                                                           \
+        const __m128i *f = (const __m128i *)(const void *)from;                                                       \
+        const __m128i a = _mm_loadu_si128(f), b = _mm_loadu_si128(f + 1);                                             \
+        const __m128i c = _mm_loadu_si128(f + 2), d = _mm_loadu_si128(f + 3);                                         \
+        if (bits) cybn_mark_many_##real(from, relu, bits);                                                            \
+        _mm_stream_si128(t, a);                                                                                       \
+        _mm_stream_si128(t + 1, b);                                                                                   \
+        _mm_stream_si128(t + 2, c);                                                                                   \
+        _mm_stream_si128(t + 3, d);                                                                                   \
+    }
+CYBN_STREAM_LINE(float)
+CYBN_STREAM_LINE(double)
+#endif
+#define CYBN_STREAM_FETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
 /* Streaming stores are weakly ordered: before other threads may read, they must be done. */
 static inline void cybn_stream_end(void) { _mm_sfence(); }
 #else
-static inline void cybn_stream(void *to, const void *from, size_t n, const void *next, const void *other) {
-    (void)next;
-    (void)other;
-    memcpy(to, from, n);
-}
+#define CYBN_STREAM_LINE(real)                                                                                        \
+    static inline void cybn_stream_line_##real(real *to, const real *from, int relu, unsigned char *bits) {           \
+        int i;                                                                                                        \
+        for (i = 0; bits && i < (int)(64 / sizeof(real)); i += CYBN_MANY_##real)                                      \
+            cybn_mark_many_##real(from + i, relu, bits + i / 8);                                                      \
+        memcpy(to, from, 64);                                                                                         \
+    }
+CYBN_STREAM_LINE(float)
+CYBN_STREAM_LINE(double)
+#define CYBN_STREAM_FETCH(p) (void)(p)
 static inline void cybn_stream_end(void) {}
 #endif
+
+/* n results to their place. Lines of which only a part is written go through the cache: as parts they would cost memory
+   a read and a write each, and the other part may follow much later. With each line that goes out one of each of two
+   arrays, of which these n elements are read soon, comes into the second cache (NULL: none): memory reads while it
+   writes. And bits of the gate are made, from number `bit` on (NULL: none). */
+#define CYBN_STREAM(real)                                                                                             \
+    CYBN_APART void cybn_stream_##real(real *to, const real *from, ptrdiff_t n, const real *next, const real *other,  \
+                                       int relu, unsigned char *gate, ptrdiff_t bit) {                                \
+        const ptrdiff_t line = 64 / sizeof(real);                                                                     \
+        ptrdiff_t i = (ptrdiff_t)((-(intptr_t)to & 63) / (intptr_t)sizeof(real));                                     \
+        if (i > n) i = n;                                                                                             \
+        if (gate && ((bit + i) & 7)) { /* where lines do not begin with bytes */                                      \
+            cybn_mark_##real(from, n, relu, gate, bit);                                                               \
+            gate = NULL;                                                                                              \
+        }                                                                                                             \
+        if (i) memcpy(to, from, (size_t)i * sizeof(real));                                                            \
+        if (gate && i) cybn_mark_##real(from, i, relu, gate, bit);                                                    \
+        for (; i + line <= n; i += line) {                                                                            \
+            cybn_stream_line_##real(to + i, from + i, relu, gate ? gate + ((bit + i) >> 3) : NULL);                   \
+            if (next) CYBN_STREAM_FETCH(next + i);                                                                    \
+            if (other) CYBN_STREAM_FETCH(other + i);                                                                  \
+        }                                                                                                             \
+        if (i < n) memcpy(to + i, from + i, (size_t)(n - i) * sizeof(real));                                          \
+        if (gate && i < n) cybn_mark_##real(from + i, n - i, relu, gate, bit + i);                                    \
+    }
+CYBN_STREAM(float)
+CYBN_STREAM(double)
 
 #endif
