@@ -278,6 +278,8 @@ def test_bits_do_not_depend_on_threads_or_places(drawn, data):
     want = every_result(p, chosen, True, **dense, threads=1)
     assert every_result(p, chosen, True, **here, threads=data.draw(st.integers(1, 5))) == want
     assert every_result(p, chosen, True, **dense, in_place=True) == want
+    with streamed():
+        assert every_result(p, chosen, True, **here, threads=data.draw(st.integers(1, 5))) == want
 
 
 def named_extras(extra, shape, axis, dtype, order=None):
@@ -383,6 +385,41 @@ def test_streaming_and_the_place_of_gradients_do_not_show(activation, masked, ge
     with streamed():
         assert every_result(p, chosen, True) == want
         assert every_result(strided, chosen, True) == want
+
+
+# Pieces that end within runs and hold many of them, runs longer than what is mapped at a time.
+@dtypes
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("extra", ["none", "relu", "leaky", "add", "add relu", "add leaky", "mask", "weights"])
+@pytest.mark.parametrize("inner", [16, 49, 196, 511, 512, 2050, 66000])
+def test_pieces_of_runs_past_the_caches_do_not_show(inner, extra, training, dtype):
+    shape = (3, 7 if inner < 60000 else 2, inner)
+    p = problem(shape, 1, dtype)
+    chosen = named_extras(extra, shape, 1, dtype)
+    want = every_result(p, chosen, training)
+    with streamed():
+        for threads in (1, 3):
+            assert every_result(p, chosen, training, threads=threads) == want
+
+
+@dtypes
+@pytest.mark.parametrize("offset", [1, 7, 13, 31])
+@pytest.mark.parametrize("inner", [49, 784, 1030])
+def test_results_past_the_caches_may_begin_within_a_line(inner, offset, dtype):
+    shape = (3, 7, inner)
+    p = problem(shape, 1, dtype)
+    residual = p["grad_output"] - 1
+    layer = cybn.BatchNorm(7, axis=1, dtype=dtype, activation="relu")
+    y = layer(p["x"], residual=residual)
+    gradients = layer.backward(p["grad_output"])
+    want = bits([y, *gradients])
+    room = np.full(y.size + 64, np.nan, dtype)
+    out = room[offset : offset + y.size].reshape(shape)
+    with streamed():
+        got = [layer(p["x"], residual=residual, out=out).copy()]
+        dx, dr = layer.backward(p["grad_output"], out=out)
+    assert bits([*got, dx, dr]) == want
+    assert np.isnan(room[:offset]).all() and np.isnan(room[offset + y.size :]).all()
 
 
 def test_bits_do_not_depend_on_the_kernels():
