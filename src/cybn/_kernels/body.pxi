@@ -396,9 +396,10 @@ cdef inline real passed(real g, real z, int activation, real negative_slope) noe
     return keep(not z <= 0, g) if activation == RELU else choose(z > 0, g, g * negative_slope)
 
 
-cdef inline real bit_passed(real g, const flag *gate, Py_ssize_t bit, bint relu, real negative_slope) noexcept nogil:
+cdef inline real bit_passed(real g, const unsigned char *gate, Py_ssize_t bit, bint relu,
+                            real negative_slope) noexcept nogil:
     """The same where a bit tells."""
-    cdef bint passes = cybn_bits(<const unsigned char *> gate, bit) & 1
+    cdef bint passes = cybn_bits(gate, bit) & 1
     return keep(passes, g) if relu else choose(passes, g, g * negative_slope)
 
 
@@ -460,9 +461,10 @@ cdef inline void reduce_rows(const real *x, Py_ssize_t x_pitch, const real *dy, 
             if kind == BY_RELU_X or kind == BY_LEAKY_X:
                 g = passed[real](g, d * scale[j] + offset[j], RELU if kind == BY_RELU_X else LEAKY_RELU, negative_slope)
             elif kind == BY_RELU_BITS or kind == KEPT_RELU:
-                g = bit_passed[real](g, flags, bit + r * flags_pitch + j, True, 0)
+                g = bit_passed[real](g, <const unsigned char *> flags, bit + r * flags_pitch + j, True, 0)
             elif kind == BY_LEAKY_BITS or kind == KEPT_LEAKY:
-                g = bit_passed[real](g, flags, bit + r * flags_pitch + j, False, negative_slope)
+                g = bit_passed[real](g, <const unsigned char *> flags, bit + r * flags_pitch + j, False,
+                                     negative_slope)
             elif kind == BY_MASK and flags[r * flags_pitch + j % wrap] == 0:
                 continue
             if kind == KEPT_RELU or kind == KEPT_LEAKY:
@@ -495,13 +497,15 @@ cdef struct Extras:
     bint even               # a weight for each row
     Py_ssize_t weights_pitch    # of weights or mask
     const void *gate        # backward: the forward pass's offsets, for the activation that dy passes
-    unsigned char *bits     # runs: of the activation, made of the results, or backward read; NULL: not
-    # Runs whose results go past the caches (NULL: they do not): where they wait for each other, and so what has passed
-    # the bits, or without them all gradients, and its place; what comes to the second cache, with each line that goes
-    # out, of one or two arrays: where these stand that much beyond the first element of all.
+    void *passed            # where all of dy is copied to, or (staged) what passes the bits; NULL: nowhere
+    Py_ssize_t passed_pitch
+    # Runs in pieces: bits of the activation, made of the results, or backward read (NULL: not).
+    unsigned char *bits
+    # Runs whose results go past the caches (NULL: they do not): where they wait for each other, and what has passed the
+    # bits; and arrays of which, at the place of each line that goes out, one comes to the second cache (NULL: none).
+    # These and `passed` stand here from their first elements on.
     void *stage
     void *passed_stage
-    void *passed
     const void *next
     const void *other
     int activation
@@ -511,9 +515,10 @@ cdef struct Extras:
 
 cdef enum companion:
     # What a map of gradients reads beside x and dy: nothing, what tells which pass the activation, weights (or one for
-    # each row), flags.
+    # each row), flags. Or it copies dy.
     ALONE
     GATE
+    COPIED
     WEIGHTS
     ROW_WEIGHTS
     FLAGS
@@ -522,6 +527,8 @@ cdef enum companion:
 cdef inline companion companion_of(const Extras *extras) noexcept nogil:
     if extras.gate != NULL:
         return GATE
+    if extras.passed != NULL and extras.stage == NULL:
+        return COPIED
     if extras.weights != NULL:
         return ROW_WEIGHTS if extras.even else WEIGHTS
     return FLAGS if extras.mask != NULL else ALONE
@@ -535,6 +542,8 @@ cdef inline void move_on(Extras *extras, Py_ssize_t n, bint gate, const real *ki
         extras.weights = <const real *> extras.weights + n
     if extras.mask != NULL:
         extras.mask += n
+    if extras.passed != NULL:
+        extras.passed = <real *> extras.passed + n
     if gate and extras.gate != NULL:
         extras.gate = <const real *> extras.gate + n
 
@@ -581,8 +590,8 @@ cdef inline void normalize_rows(const real *x, Py_ssize_t x_pitch, Py_ssize_t ro
 
 
 cdef inline void input_columns(const real *x, const real *dy, Py_ssize_t cols, const real *table, const real *gate,
-                               const real *weights, const flag *mask, real *out, real negative, companion beside,
-                               int activation, bint uniform) noexcept nogil:
+                               real *passed_dy, const real *weights, const flag *mask, real *out, real negative,
+                               companion beside, int activation, bint uniform) noexcept nogil:
     cdef real c0 = table[0], s0 = table[TABLE], o0 = table[2 * TABLE], t0 = table[3 * TABLE]
     cdef real g0 = gate[0] if beside == GATE else 0, w0 = weights[0] if beside == ROW_WEIGHTS else 0, d, v
     cdef Py_ssize_t j
@@ -592,6 +601,8 @@ cdef inline void input_columns(const real *x, const real *dy, Py_ssize_t cols, c
         if beside == GATE:
             v = passed(v, d * (s0 if uniform else table[TABLE + j]) + (g0 if uniform else gate[j]), activation,
                        negative)
+        if beside == COPIED:
+            passed_dy[j] = v
         if beside == WEIGHTS or beside == ROW_WEIGHTS:
             v = v - (o0 if uniform else table[2 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
             v = v - d * (t0 if uniform else table[3 * TABLE + j]) * (w0 if beside == ROW_WEIGHTS else weights[j])
@@ -607,10 +618,11 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
     cdef const real *weights = <const real *> extras.weights if beside == WEIGHTS or beside == ROW_WEIGHTS else NULL
     cdef const flag *mask = extras.mask if beside == FLAGS else NULL
     cdef const real *gate = <const real *> extras.gate if beside == GATE else NULL
+    cdef real *passed_dy = <real *> extras.passed if beside == COPIED else NULL
     cdef real negative = 0 if activation == 0 else <real> extras.negative_slope
     cdef Py_ssize_t r
     for r in range(rows):
-        input_columns(x, dy, cols, table, gate, weights, mask, out, negative, beside, activation, uniform)
+        input_columns(x, dy, cols, table, gate, passed_dy, weights, mask, out, negative, beside, activation, uniform)
         x += x_pitch
         dy += dy_pitch
         out += out_pitch
@@ -618,6 +630,8 @@ cdef inline void input_rows(const real *x, Py_ssize_t x_pitch, const real *dy, P
             table += 1
             if beside == GATE:
                 gate += 1
+        if beside == COPIED:
+            passed_dy += extras.passed_pitch
         if beside == WEIGHTS or beside == ROW_WEIGHTS:
             weights += extras.weights_pitch
         if beside == FLAGS:
@@ -639,11 +653,12 @@ cdef inline Py_ssize_t piece_at(Py_ssize_t first, Py_ssize_t end) noexcept nogil
 
 
 cdef inline void normalize_runs(const real *x, Py_ssize_t n, Py_ssize_t cols, const real *table, real *out,
-                                const real *residual, Py_ssize_t first, const Extras *extras, bint plain, bint added,
-                                int activation, bint marked, bint staged) noexcept nogil:
+                                Py_ssize_t first, const Extras *extras, bint plain, bint added, int activation,
+                                bint staged) noexcept nogil:
     """n elements, of runs of `cols`; the first is number `first` of all. `staged`: they go past the caches."""
     cdef real negative = 0 if plain else <real> extras.negative_slope
-    cdef unsigned char *bits = extras.bits if marked else NULL
+    cdef const real *residual = <const real *> extras.residual if added else NULL
+    cdef unsigned char *bits = NULL if plain else extras.bits
     cdef const real *ahead
     cdef real *y
     cdef Py_ssize_t at = 0, i = 0, size, j, m
@@ -660,14 +675,14 @@ cdef inline void normalize_runs(const real *x, Py_ssize_t n, Py_ssize_t cols, co
             if i == cols:
                 i = 0
                 table += 1
-        if marked:
+        if bits != NULL:
             cybn_fetch_gate(bits, first + at + BITS_AHEAD, 0)
         if staged:
             # (With the lines that go out, those of the residual that are read next come.)
             ahead = residual + at + size if added and at + size < n else NULL
             stream(out + at, y, size, at_number(extras.next, first + at, x), ahead, activation == RELU, bits,
                    first + at)
-        elif marked:
+        else:
             mark_bits(y, size, activation == RELU, bits, first + at)
         at += size
 
@@ -700,8 +715,8 @@ cdef inline void input_runs(const real *x, const real *dy, Py_ssize_t n, Py_ssiz
                 weights = <const real *> extras.weights + i
             if beside == FLAGS:
                 mask = extras.mask + i
-            input_columns(x + at + j, g + j, m, table, gate, weights, mask, stage + j, negative, beside, activation,
-                          True)
+            input_columns(x + at + j, g + j, m, table, gate, NULL, weights, mask, stage + j, negative, beside,
+                          activation, True)
             j += m
             i += m
             if i == cols:
@@ -743,6 +758,8 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, GATE, RELU, uniform)
     elif backward and beside == GATE:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, GATE, LEAKY_RELU, uniform)
+    elif backward and beside == COPIED:
+        input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, COPIED, 0, uniform)
     elif backward and beside == FLAGS:
         input_rows(x, x_pitch, dy, dy_pitch, rows, cols, table, out, out_pitch, extras, FLAGS, 0, uniform)
     elif backward and beside == WEIGHTS:
@@ -770,10 +787,9 @@ cdef inline void map_columns(const real *x, Py_ssize_t x_pitch, const real *dy, 
 cdef inline void map_runs(const real *x, const real *dy, Py_ssize_t n, Py_ssize_t cols, const real *table,
                           const Extras *extras, real *out, Py_ssize_t first, bint backward, bint plain,
                           bint staged) noexcept nogil:
-    """map_columns of runs in pieces."""
+    """map_columns of runs in pieces: what is not `staged` are results behind a residual, of which bits are made."""
     cdef int activation = 0 if plain else extras.activation
     cdef companion beside = ALONE if plain else companion_of(extras)
-    cdef const real *residual = NULL if plain else <const real *> extras.residual
     if backward and beside == ALONE:
         input_runs(x, dy, n, cols, table, out, first, extras, plain, ALONE, 0)
     elif backward and beside == GATE and activation == RELU:
@@ -784,22 +800,19 @@ cdef inline void map_runs(const real *x, const real *dy, Py_ssize_t n, Py_ssize_
         input_runs(x, dy, n, cols, table, out, first, extras, plain, FLAGS, 0)
     elif backward:
         input_runs(x, dy, n, cols, table, out, first, extras, plain, WEIGHTS, 0)
-    elif residual != NULL and extras.bits != NULL and activation == RELU:
-        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, RELU, True, staged)
-    elif residual != NULL and extras.bits != NULL:
-        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, LEAKY_RELU, True, staged)
-    elif staged and residual != NULL and activation == 0:
-        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, 0, False, True)
-    elif staged and residual != NULL and activation == RELU:
-        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, RELU, False, True)
-    elif staged and residual != NULL:
-        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, True, LEAKY_RELU, False, True)
-    elif staged and activation == 0:
-        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, False, 0, False, True)
-    elif staged and activation == RELU:
-        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, False, RELU, False, True)
-    elif staged:
-        normalize_runs(x, n, cols, table, out, residual, first, extras, plain, False, LEAKY_RELU, False, True)
+    elif not staged or (not plain and extras.residual != NULL):
+        if staged and activation == 0:
+            normalize_runs(x, n, cols, table, out, first, extras, plain, True, 0, staged)
+        elif activation == RELU:
+            normalize_runs(x, n, cols, table, out, first, extras, plain, True, RELU, staged)
+        else:
+            normalize_runs(x, n, cols, table, out, first, extras, plain, True, LEAKY_RELU, staged)
+    elif activation == 0:
+        normalize_runs(x, n, cols, table, out, first, extras, plain, False, 0, True)
+    elif activation == RELU:
+        normalize_runs(x, n, cols, table, out, first, extras, plain, False, RELU, True)
+    else:
+        normalize_runs(x, n, cols, table, out, first, extras, plain, False, LEAKY_RELU, True)
 
 
 cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch,
@@ -815,7 +828,7 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
     if joined:
         cols *= rows
         n = extras.wide
-        x_pitch = dy_pitch = out_pitch = here.residual_pitch = n
+        x_pitch = dy_pitch = out_pitch = here.residual_pitch = here.passed_pitch = n
     while cols > 0:
         n = min(n, cols)
         if joined:
@@ -842,7 +855,7 @@ cdef inline void map_panel(const real *x, Py_ssize_t x_pitch, const real *dy, Py
 cdef inline void map_pieces(const real *x, Py_ssize_t x_pitch, const real *dy, Py_ssize_t dy_pitch, Py_ssize_t rows,
                             Py_ssize_t cols, const real *table, const Extras *extras, real *out, Py_ssize_t out_pitch,
                             Py_ssize_t first, bint backward, bint plain) noexcept nogil:
-    """map_panel of runs, in pieces."""
+    """map_panel of runs in pieces; as `map_runs`."""
     cdef Extras here = extras[0]
     cdef Py_ssize_t n = cols, r
     if out_pitch == cols:
@@ -1065,7 +1078,7 @@ cdef double gated_element(const Job *job, Py_ssize_t c, Py_ssize_t flat, real *k
     if job.activation == 0:
         return g
     if job.gate != NULL:
-        return bit_passed[real](g, <const flag *> job.gate, flat, job.activation == RELU, <real> job.negative_slope)
+        return bit_passed[real](g, job.gate, flat, job.activation == RELU, <real> job.negative_slope)
     read_gate[real](job, c, &factor, &center, &scale, &offset)
     z = (element(&job.x, flat, kind) * factor - center) * scale + offset
     return passed[real](g, z, job.activation, <real> job.negative_slope)
@@ -1595,7 +1608,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef Panel panel
     cdef const real *x
     cdef const real *dy
-    cdef real *kept_dy
+    cdef real *passed_dy
     cdef real *out
     cdef Py_ssize_t x_pitch, dy_pitch, out_pitch, j, r, index, n = c1 - c0
     # A map needs no columns to sum over, so all but the shortest runs are taken as they lie.
@@ -1610,7 +1623,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef bint masked = not plain and job.mask != NULL and (job.dy.data != NULL or job.zeroed)
     # Bits are made of results that are still in the first cache: by the map as it goes, or when a panel is done.
     cdef bint marks = not plain and job.dy.data == NULL and job.gate != NULL
-    cdef bint marked
+    cdef bint copied = False    # whether what is kept is all of dy, which the map copies
     cdef real gate[4 * TABLE]
     cdef real w_stage[PANEL + LANES]
     cdef Py_ssize_t pitch, least = 1, budget = PANEL    # a stage holds no more
@@ -1624,37 +1637,39 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     cdef Columns columns = layout_columns(job, n)
     # One weight for each row.
     cdef bint even = rows and job.inner == 1 and job.period == 1
-    # Whether arrays are read and written where they lie. Results of runs that do so may go past the caches a few at a
-    # time, and then bits are passed on the way, too, or what all pass is copied; others go past them panel by panel.
+    # Whether arrays are read and written where they lie, and nothing is passed or made before. Results of such runs go
+    # past the caches in pieces, and then bits are passed on the way, too; others go past them panel by panel.
     cdef bint lies = source.direct and job.out.direct and not scaled and not (two and not gradients.direct)
-    cdef bint staged = job.stream and not rows
+    cdef bint staged = False
     memset(&extras, 0, sizeof(extras))
     extras.even = even
     if features is short:
         if backward or job.dy.data == NULL:
             extras.activation = job.activation
             extras.negative_slope = job.negative_slope
-        lies = lies and (job.residual.data == NULL
-                         or job.residual.direct and job.residual.data != job.out.data)
-        staged = staged and lies and (backward or not masked)   # (what is zeroed is still in L1)
+        lies = (lies and not ((weighted or masked) and rows and not even)
+                and (job.residual.data == NULL or job.residual.direct and job.residual.data != job.out.data))
         if gated and backward and not weighted and job.mask == NULL:
             if job.activation != 0 and job.gate == NULL:
                 if not kept and only_activated(job, c0, n):
                     extras.gate = gate + 3 * TABLE
-                    gated = False
-            elif staged and (not kept or job.gated.direct):
-                extras.bits = job.gate if job.activation != 0 else NULL
-                extras.passed = job.gated.data
-                gated = False
-        lies = lies and not gated and not ((weighted or masked) and rows and not even)
-    staged = staged and lies
+            elif lies and (job.gated.direct or not kept):
+                if job.activation == 0:
+                    copied = not (job.stream and rows)
+                elif job.stream and not rows:
+                    extras.bits = job.gate
+            gated = not (copied or extras.bits != NULL or extras.gate != NULL)
+        lies = lies and not gated
+    if job.stream and not rows and lies and (backward or not masked):   # (what is zeroed is still in L1)
+        staged = True
     cdef bint direct = job.out.direct and (staged or not job.stream)
     # Whether what has passed before is written where it belongs, not to a stage.
     cdef bint stays = gated and kept and job.gated.direct and not job.stream
-    # (What a mask zeroes is zeroed after the map.)
-    marked = marks and not (masked or rows) and direct and (staged or job.inner >= MARKED_RUN)
+    # (Bits are made behind a residual; and what a mask zeroes is zeroed after the map.)
+    cdef bint marked = (marks and job.residual.data != NULL and not (masked or rows) and direct
+                        and (staged or job.inner >= MARKED_RUN))
     if rows and lies and direct and n < job.channels:
-        least = LINES // (2 + two + (not plain and (kept or job.residual.data != NULL)))
+        least = LINES // (2 + two + (not plain and (copied or job.residual.data != NULL)))
     elif marks and not marked:
         pass    # what is made of a panel beside its map should find it in the first cache
     elif rows and lies and direct and not (weighted or masked) and job.outer * n * job.inner >= MANY:
@@ -1684,6 +1699,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     if staged:
         extras.stage = x_stage
         extras.passed_stage = dy_stage
+        extras.passed = job.gated.data if kept else NULL
         extras.next = next
         extras.other = other
     if marked:
@@ -1715,12 +1731,15 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                     if not even:
                         extras.mask = flags
                         extras.weights_pitch = flags_pitch
+                if copied and not staged:
+                    extras.passed = (<real *> job.gated.data) + panel.flat
+                    extras.passed_pitch = panel.pitch
                 if gated:
-                    kept_dy = (<real *> job.gated.data) + panel.flat if stays else dy_stage
+                    passed_dy = (<real *> job.gated.data) + panel.flat if stays else dy_stage
                     pitch = panel.pitch if stays else panel.cols
                     gate_panel[real](job, &panel, x, x_pitch, dy, dy_pitch, flags if kept else NULL, flags_pitch,
-                                     gate + (0 if rows else panel.channel), not rows, kept_dy, pitch)
-                    dy = kept_dy
+                                     gate + (0 if rows else panel.channel), not rows, passed_dy, pitch)
+                    dy = passed_dy
                     dy_pitch = pitch
                     if not backward:
                         x = dy

@@ -20,7 +20,7 @@ enum { CYBN_GATE_ROOM = 4 }; /* bytes behind the last that may be read */
 
 /* A function with all registers to itself, though what calls it is large. */
 #if defined(__GNUC__)
-#define CYBN_APART static __attribute__((noinline))
+#define CYBN_APART static __attribute__((noinline, unused))
 #else
 #define CYBN_APART static
 #endif

@@ -39,7 +39,7 @@ static inline void cybn_stream_line_double(double *to, const double *from, int r
         const __m128i *f = (const __m128i *)(const void *)from;                                                       \
         const __m128i a = _mm_loadu_si128(f), b = _mm_loadu_si128(f + 1);                                             \
         const __m128i c = _mm_loadu_si128(f + 2), d = _mm_loadu_si128(f + 3);                                         \
-        if (bits) cybn_mark_many_##real(from, relu, bits);                                                            \
+        if (bits) cybn_mark_##real(from, 64 / sizeof(real), relu, bits, 0);                                           \
         _mm_stream_si128(t, a);                                                                                       \
         _mm_stream_si128(t + 1, b);                                                                                   \
         _mm_stream_si128(t + 2, c);                                                                                   \
@@ -55,9 +55,7 @@ static inline void cybn_stream_end(void) { _mm_sfence(); }
 #else
 #define CYBN_STREAM_LINE(real)                                                                                        \
     static inline void cybn_stream_line_##real(real *to, const real *from, int relu, unsigned char *bits) {           \
-        int i;                                                                                                        \
-        for (i = 0; bits && i < (int)(64 / sizeof(real)); i += CYBN_MANY_##real)                                      \
-            cybn_mark_many_##real(from + i, relu, bits + i / 8);                                                      \
+        if (bits) cybn_mark_##real(from, 64 / sizeof(real), relu, bits, 0);                                           \
         memcpy(to, from, 64);                                                                                         \
     }
 CYBN_STREAM_LINE(float)
@@ -75,7 +73,7 @@ static inline void cybn_stream_end(void) {}
                                        int relu, unsigned char *gate, ptrdiff_t bit) {                                \
         const ptrdiff_t line = 64 / sizeof(real);                                                                     \
         ptrdiff_t i = (ptrdiff_t)((-(intptr_t)to & 63) / (intptr_t)sizeof(real));                                     \
-        if (i > n) i = n;                                                                                             \
+        if (i > n || (intptr_t)to % (intptr_t)sizeof(real)) i = n; /* (doubles of i386 begin at any 4 bytes) */       \
         if (gate && ((bit + i) & 7)) { /* where lines do not begin with bytes */                                      \
             cybn_mark_##real(from, n, relu, gate, bit);                                                               \
             gate = NULL;                                                                                              \
