@@ -1640,7 +1640,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
     # Whether arrays are read and written where they lie, and nothing is passed or made before. Results of such runs go
     # past the caches in pieces, and then bits are passed on the way, too; others go past them panel by panel.
     cdef bint lies = source.direct and job.out.direct and not scaled and not (two and not gradients.direct)
-    cdef bint staged = False
+    cdef bint staged
     memset(&extras, 0, sizeof(extras))
     extras.even = even
     if features is short:
@@ -1660,8 +1660,7 @@ cdef inline void map_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ssize
                     extras.bits = job.gate
             gated = not (copied or extras.bits != NULL or extras.gate != NULL)
         lies = lies and not gated
-    if job.stream and not rows and lies and (backward or not masked):   # (what is zeroed is still in L1)
-        staged = True
+    staged = job.stream and not rows and lies and (backward or not masked)  # (what is zeroed is still in L1)
     cdef bint direct = job.out.direct and (staged or not job.stream)
     # Whether what has passed before is written where it belongs, not to a stage.
     cdef bint stays = gated and kept and job.gated.direct and not job.stream

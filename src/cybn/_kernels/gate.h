@@ -8,7 +8,6 @@
 
 #include <stddef.h>
 #include <string.h>
-
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -131,37 +130,44 @@ static inline unsigned cybn_bits(const unsigned char *gate, ptrdiff_t bit) {
     return (p[0] | (unsigned)p[1] << 8 | (unsigned)p[2] << 16 | (unsigned)p[3] << 24) >> (bit & 7);
 }
 
-/* Gradients behind the activation: those whose bits are not set are 0 (relu) or multiplied by slope. Of a line, whose
-   bits are the first of a word, each lane is compared with its place there. */
+#if defined(__GNUC__)
+#if defined(__AVX__)
+#define CYBN_WIDTH 32
+#else
+#define CYBN_WIDTH 16
+#endif
+/* Vectors of `bytes` bytes, wherever they lie. */
+#define CYBN_VECTOR(real, bytes) real __attribute__((vector_size(bytes), aligned(sizeof(real)), may_alias))
+/* The i-th F of 16 bits as lanes of a mask. (clang adds no unsigned number to a vector of int.) */
 #define CYBN_PLACES 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768
 static const int cybn_places_float[16] = {CYBN_PLACES};
 static const long long cybn_places_double[16] = {CYBN_PLACES};
-#if defined(__GNUC__)
-#if defined(__AVX2__)
-#define CYBN_PASS_BYTES 32
-#else
-#define CYBN_PASS_BYTES 16
+#define CYBN_PLACE(i, real) (*(const mask *)(cybn_places_##real + (i) * F))
+#define CYBN_BITS(word, i, real) (mask)((((mask){} + (int)(word)) & CYBN_PLACE(i, real)) == CYBN_PLACE(i, real))
 #endif
+
+/* Gradients behind the activation: those whose bits are not set are 0 (relu) or multiplied by slope. Of a line, whose
+   bits are the first of a word. */
+#define CYBN_PASSED(bit, g) ((bit) & 1 ? (g) : relu ? 0 : (g) * slope)
+#if defined(__GNUC__)
 #define CYBN_PASS_LINE(real, lane)                                                                                    \
     static inline void cybn_pass_line_##real(const real *dy, int relu, real slope, unsigned word, real *to) {         \
-        typedef real vector __attribute__((vector_size(CYBN_PASS_BYTES), aligned(sizeof(real)), may_alias));          \
-        typedef lane mask __attribute__((vector_size(CYBN_PASS_BYTES), aligned(sizeof(real)), may_alias));            \
-        enum { F = CYBN_PASS_BYTES / sizeof(real), N = 64 / sizeof(real) };                                           \
-        const mask words = (mask){} + (int)word;                                                                      \
+        typedef CYBN_VECTOR(real, CYBN_WIDTH) vector;                                                                 \
+        typedef CYBN_VECTOR(lane, CYBN_WIDTH) mask;                                                                   \
+        enum { F = CYBN_WIDTH / sizeof(real), N = 64 / CYBN_WIDTH };                                                  \
         int i;                                                                                                        \
-        _Pragma("GCC unroll 4") for (i = 0; i < N; i += F) {                                                          \
-            const mask place = *(const mask *)(cybn_places_##real + i), passes = (mask)((words & place) == place);    \
-            const vector v = *(const vector *)(dy + i);                                                               \
+        _Pragma("GCC unroll 4") for (i = 0; i < N; i++) {                                                             \
+            const mask passes = CYBN_BITS(word, i, real);                                                             \
+            const vector v = *(const vector *)(dy + i * F);                                                           \
             const mask less = relu ? (mask){} : (mask)((mask)(v * slope) & ~passes);                                  \
-            *(vector *)(to + i) = (vector)(((mask)v & passes) | less);                                                \
+            *(vector *)(to + i * F) = (vector)(((mask)v & passes) | less);                                            \
         }                                                                                                             \
     }
 #else
 #define CYBN_PASS_LINE(real, lane)                                                                                    \
     static inline void cybn_pass_line_##real(const real *dy, int relu, real slope, unsigned word, real *to) {         \
         int i;                                                                                                        \
-        for (i = 0; i < (int)(64 / sizeof(real)); i++)                                                                \
-            to[i] = word >> i & 1 ? dy[i] : relu ? 0 : dy[i] * slope;                                                 \
+        for (i = 0; i < (int)(64 / sizeof(real)); i++) to[i] = CYBN_PASSED(word >> i, dy[i]);                         \
     }
 #endif
 /* Of n, from number `bit` on. */
@@ -172,7 +178,7 @@ static const long long cybn_places_double[16] = {CYBN_PLACES};
         const ptrdiff_t line = 64 / sizeof(real);                                                                     \
         ptrdiff_t i = 0;                                                                                              \
         for (; i + line <= n; i += line) cybn_pass_line_##real(dy + i, relu, slope, cybn_bits(gate, bit + i), to + i);\
-        for (; i < n; i++) to[i] = cybn_bits(gate, bit + i) & 1 ? dy[i] : relu ? 0 : dy[i] * slope;                   \
+        for (; i < n; i++) to[i] = CYBN_PASSED(cybn_bits(gate, bit + i), dy[i]);                                      \
     }
 CYBN_PASS(float, int)
 CYBN_PASS(double, long long)

@@ -40,16 +40,7 @@
 #define CYBN_WIDEN_16(p) __builtin_convertvector(*(const half *)(p), wide)
 #define CYBN_HALF_16(v, i) CYBN_WIDEN_16((const float *)(v) + (i) * 2)
 #endif
-#if defined(__AVX__)
-#define CYBN_WIDTH 32
-#else
-#define CYBN_WIDTH 16
-#endif
-
 #define CYBN_INLINE static inline __attribute__((always_inline))
-
-/* Vectors of `bytes` bytes, wherever they lie. */
-#define CYBN_VECTOR(real, bytes) real __attribute__((vector_size(bytes), aligned(sizeof(real)), may_alias))
 
 /* A vector of flags, bytes of 0 and -1, as such lanes. (Of __builtin_convertvector gcc 12 makes a load for each.) */
 #if defined(__SSE2__)
@@ -79,9 +70,6 @@ CYBN_INLINE __m128i cybn_flags_16_double(const signed char *p) {
 #define CYBN_FLAGS_16_float(p) (mask){(p)[0], (p)[1], (p)[2], (p)[3]}
 #define CYBN_FLAGS_16_double(p) (mask){(p)[0], (p)[1]}
 #endif
-/* The i-th F of 16 bits as lanes. (clang adds no unsigned number to a vector of int.) */
-#define CYBN_PLACE(i, real) (*(const mask *)(cybn_places_##real + (i) * F))
-#define CYBN_BITS(word, i, real) (mask)((((mask){} + (int)(word)) & CYBN_PLACE(i, real)) == CYBN_PLACE(i, real))
 #define CYBN_EACH(i, n) _Pragma("GCC unroll 16") for (i = 0; i < (n); i++)
 #define CYBN_LINE(p) ((int)(64 / sizeof *(p)))
 #define CYBN_PREFETCH(p, n)                                                                                           \
@@ -205,9 +193,9 @@ static const long long cybn_last_double[32] = {CYBN_OFF, CYBN_ON};
 /* sums += t and products += t * (x - shift), all of one type. t: dy (gradients), or x - shift (statistics of double),
    or w * (x - shift) where dy is w, or dy behind the activation of (x - shift) * scale + offset, or behind one that it
    passes as it is where flags are set, or one of these where they are set. `counts`, to T: the flags of these elements,
-   as a mask. `flagged` is a constant. 0: nothing is; 1: flags are bytes; 2: they are bits of a gate, from `bit` on, with a pitch of bits; 3: the
-   same, and t is written to passed. (Which is fetched, too, where rows lie far apart, or stores wait for it: 7 x 7 from
-   L3 took 1.1 times as long. Where they follow each other the processor sees to that.) */
+   as a mask. `flagged` is a constant. 0: nothing is; 1: flags are bytes; 2: they are bits of a gate, from `bit` on,
+   with a pitch of bits; 3: the same, and t is written to passed. (Which is fetched, too, where rows lie far apart, or
+   stores wait for it: 7 x 7 from L3 took 1.1 times as long. Where rows follow each other the processor does that.) */
 #define CYBN_PRODUCTS(name, real, bits, bytes, n, T, flagged)                                                         \
     CYBN_INLINE void name(CYBN_TAKES(real), real *sums, real *products) {                                             \
         typedef CYBN_VECTOR(real, bytes) vector;                                                                      \
