@@ -125,12 +125,41 @@ def test_kinds_of_plans(geometry, caches, threads, kind):
     assert _schedule.plan_of(*geometry, threads, l2=l2, l3=l3)["kind"] == kind
 
 
-def test_an_owners_last_group_has_room_for_its_partial_sums():
-    """In the pitch of a whole group, of which it may have a few channels only."""
+def test_an_owners_groups_have_room_for_their_partial_sums():
+    """Each in the pitch of the widest."""
     for channels in range(8, 400):
         for threads in (8, 11, 16, 32):
             plan = _schedule.plan_of(1, channels, 440_320, threads, operands=1, results=0, l2=512 * KIB, l3=504 * MIB)
             assert max(end for *_, (_, end) in plan["tasks"]) + plan["slices"] <= plan["doubles"]
+
+
+def test_an_owners_groups_are_of_equal_width():
+    """To a channel. Of 128 channels, as 12 groups of 10 and one of 8, one of two threads had 70."""
+    owners = 0
+    for channels in range(60, 400):
+        for threads in (2, 3, 4):
+            plan = _schedule.plan_of(32, channels, 784, threads, l2=512 * KIB, l3=12 * MIB)
+            if plan["kind"] != "owner":
+                continue
+            owners += 1
+            widths = [elements // (32 * 784) for _, elements, *_ in plan["tasks"]]
+            assert sum(widths) == channels
+            assert max(widths) - min(widths) <= 1
+            assert len(widths) % threads == 0
+    assert owners > 500
+
+
+def test_wide_groups_of_owners_are_for_what_two_sweeps_would_lose():
+    """Of arrays of which L3 holds two, two sweeps find both there again; but few pieces are read as fast by owners."""
+
+    def kind(outer, channels, inner):
+        plan = _schedule.plan_of(outer, channels, inner, 2, operands=3, l2=512 * KIB, l3=32 * MIB)
+        assert plan["distant"]
+        return plan["kind"]
+
+    assert kind(32, 128, 784) == "two sweeps"
+    assert kind(32, 160, 784) == "owner"
+    assert kind(10, 20, 14400) == "owner"
 
 
 def test_what_is_written_past_the_caches_takes_no_room_in_them():

@@ -15,6 +15,7 @@ from cybn._kernels.kernels cimport (
     Weights,
     cybn_count_flags,
     finisher,
+    group_start,
     marker,
     partial_sums,
     slice_of,
@@ -167,7 +168,7 @@ cdef void decompose(Job *job) noexcept nogil:
 cdef Py_ssize_t partial_size(const Job *job) noexcept nogil:
     """Doubles of `job.partial` and `job.counts`, whatever groups the schedule makes: see `lay_out_partial`.
 
-    An owner's last group has the room of a whole one: all groups together that of 1.25 times the channels at most (see
+    Each of an owner's groups has the room of the widest: all together that of 1.25 times the channels at most (see
     `equal_enough`).
     """
     return 2 * job.slices * (job.channels + job.channels // 4 + LINE) + LINE * job.channels + job.slices
@@ -229,7 +230,7 @@ cdef struct Plan:
     int threads
     Py_ssize_t shares       # that a sweep of a band is cut into, as many for each thread; an owner's: groups, or a few
     bint owner
-    Py_ssize_t width        # channels of a group whose partial sums lie together: an owner's, or all
+    Py_ssize_t groups       # of channels whose partial sums lie together: an owner's, or one
     Py_ssize_t step         # channels that a thread's part is rounded to; its shares end with tiles
     Py_ssize_t band         # channels between two meetings of the threads (not owner)
     bint backwards          # whether the second sweep is: no more than what was read last is still in a cache
@@ -276,12 +277,12 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     cdef Py_ssize_t stretch = job.inner * job.itemsize
     cdef Py_ssize_t channel_bytes = job.outer * stretch * operands
     cdef Py_ssize_t work = work_of(job, operands, reduces)
-    cdef Py_ssize_t rounds, least, width, piece
+    cdef Py_ssize_t rounds, least, width, piece, groups
     cdef bint by_rows       # whether the map of two sweeps can be shared so
     plan.threads = threads_for(work, threads)
     plan.band = job.channels
     plan.step = job.channels if job.rows and job.period > 1 else LINE if reduces else 1
-    plan.width = job.channels
+    plan.groups = 1
     plan.owner = False
     if plan.threads == 1 and channel_bytes * job.channels <= l2 // 2:
         plan.owner = revisit
@@ -289,8 +290,9 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     if not revisit or (job.rows and job.period > 1):    # (rows of several outer indices cannot be cut)
         return plan
     # A group fills half of L2. If that made it read memory in short pieces it is wider than L2, but takes no more than
-    # a quarter of the thread's share of L3, or half if it is one stretch. Every thread gets about the same. What all
-    # lies in L3 is read faster twice, in the order of memory: one group for each thread, if that fits L2, is one
+    # a quarter of the thread's share of L3, or half if it is one stretch; and not even that, if it is many, where L3 holds
+    # x and one array more: there two sweeps keep them, since they read them twice. Every thread gets about the same. What
+    # all lies in L3 is read faster twice, in the order of memory: one group for each thread, if that fits L2, is one
     # stretch, or shares are channels anyway (and few pieces, or whole rows no choice for the map: see `row_share`).
     least = max(1, STRETCH // stretch)
     rounds = 1
@@ -300,20 +302,22 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
             width = max(width, least)
         width = min(width, ceil_div(job.channels, plan.threads))
         rounds = ceil_div(ceil_div(job.channels, width), plan.threads)
-    width = ceil_div(job.channels, rounds * plan.threads)
+    groups = min(rounds * plan.threads, job.channels)
+    width = ceil_div(job.channels, groups)
     piece = width * stretch
     by_rows = not job.distant and row_share(job, plan.threads) > 0
     if width * channel_bytes <= l2 // 2:
         plan.owner = piece >= SHORT_PIECE and not (by_rows and piece < LONG_PIECE and job.outer > MANY_PIECES)
     elif job.distant:
-        plan.owner = piece >= LONG_PIECE and width * channel_bytes <= l3 // ((4 if job.outer > 1 else 2) * plan.threads)
+        plan.owner = (piece >= LONG_PIECE and width * channel_bytes <= l3 // ((4 if job.outer > 1 else 2) * plan.threads)
+                      and (job.outer <= MOST_PIECES or overfills(2 * job.channels * job.outer * stretch, l3)))
     else:
         plan.owner = piece >= LONG_PIECE and (job.outer == 1 or job.slices == 1 and not (
             by_rows and job.inner >= SHORTEST and job.outer > MOST_PIECES))
-    plan.owner = (plan.owner and ceil_div(job.channels, width) >= plan.threads
+    plan.owner = (plan.owner and groups >= plan.threads
                   and equal_enough(job.channels, rounds * plan.threads, width))
     if plan.owner:
-        plan.width = width
+        plan.groups = groups
     if plan.owner or not job.distant:
         return plan
     plan.band = l2 // 2 * plan.threads // channel_bytes // LINE * LINE
@@ -337,7 +341,7 @@ cdef Plan plan_call(Job *job, Py_ssize_t operands, Py_ssize_t results, bint redu
     if job.stream:
         operands -= results
     plan = make_plan(job, operands, reduces, maps, threads, l2, l3)
-    plan.shares = (min(ceil_div(job.channels, plan.width), <Py_ssize_t> MOST_SHARES) if plan.owner
+    plan.shares = (min(plan.groups, <Py_ssize_t> MOST_SHARES) if plan.owner
                    else shares_for(work // job.channels * plan.band, plan.threads))
     plan.backwards = reduces and overfills(operands * size, l3)
     lay_out_partial(job, &plan)
@@ -386,8 +390,10 @@ cdef bint cut_for_map(const Job *job, Plan *plan, bint revisit, Job *mapped) noe
 
 cdef void lay_out_partial(Job *job, const Plan *plan) noexcept nogil:
     """No cache line of partial sums is written by two threads: groups begin, and shares end, at the end of a line."""
-    job.width = plan.width
-    job.pitch = plan.width if plan.owner else ceil_div(plan.width, LINE) * LINE
+    job.groups = plan.groups
+    job.pitch = ceil_div(job.channels, plan.groups)
+    if not plan.owner:
+        job.pitch = ceil_div(job.pitch, LINE) * LINE
     job.group_pitch = ceil_div(2 * job.slices * job.pitch, LINE) * LINE
 
 
@@ -496,9 +502,9 @@ cdef void group(const Sweeps *s, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
 cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     """The groups of a share, one after the other."""
     cdef const Sweeps *s = <const Sweeps *> context
-    cdef Py_ssize_t width = s.plan.width, groups = ceil_div(s.job.channels, width), g
+    cdef Py_ssize_t groups = s.plan.groups, g
     for g in range(groups * share // s.plan.shares, groups * (share + 1) // s.plan.shares):
-        group(s, g * width, min((g + 1) * width, s.job.channels))
+        group(s, group_start(s.job, g), group_start(s.job, g + 1))
 
 
 cdef void meet(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
@@ -620,9 +626,8 @@ def plan_of(Py_ssize_t outer, Py_ssize_t channels, Py_ssize_t inner, int threads
         job = mapped
     tasks = []
     if plan.owner:
-        for t in range(ceil_div(channels, plan.width)):
-            c0 = t * plan.width
-            c1 = min(c0 + plan.width, channels)
+        for t in range(plan.groups):
+            c0, c1 = group_start(&job, t), group_start(&job, t + 1)
             start = partial_sums(&job, 0, c0) - job.partial
             tasks.append((t % plan.threads, (c1 - c0) * outer * inner,
                           (start, start + 2 * job.slices * job.pitch)))

@@ -697,6 +697,8 @@ cdef inline void input_runs(const real *x, const real *dy, Py_ssize_t n, Py_ssiz
     cdef const real *weights = NULL
     cdef const flag *mask = NULL
     cdef const real *g
+    cdef const real *next
+    cdef const real *other
     cdef real *stage = <real *> extras.stage
     cdef real *passed_stage = <real *> extras.passed_stage
     cdef real negative = 0 if plain else <real> extras.negative_slope
@@ -726,8 +728,13 @@ cdef inline void input_runs(const real *x, const real *dy, Py_ssize_t n, Py_ssiz
                     gate += 1
         if kept:
             stream(<real *> extras.passed + first + at, g, size, <const real *> NULL, NULL, False, NULL, 0)
-        stream(out + at, stage, size, at_number(extras.next, first + at, x), at_number(extras.other, first + at, x),
-               False, NULL, 0)
+        # (Where no other group's lines come with those that go out, the next ones of these runs do.)
+        next = at_number(extras.next, first + at, x)
+        other = at_number(extras.other, first + at, x)
+        if next == NULL and at + size < n:
+            next = x + at + size
+            other = dy + at + size
+        stream(out + at, stage, size, next, other, False, NULL, 0)
         at += size
 
 

@@ -84,8 +84,8 @@ cdef struct Job:
     Py_ssize_t slices
     double *partial             # (groups, slices, 2, pitch): means and m2s, or sum_dys and sum_dy_xmus, of a slice
     double *counts              # (slices,): elements per channel
-    Py_ssize_t width            # channels of a group
-    Py_ssize_t pitch            # doubles
+    Py_ssize_t groups
+    Py_ssize_t pitch            # doubles; at least the channels of a group
     Py_ssize_t group_pitch      # doubles from group to group
 
     # Per channel, always double; the kernels round what they use to their own type.
@@ -121,18 +121,33 @@ cdef struct Channels:
     double count
 
 
+cdef inline Py_ssize_t part_start(Py_ssize_t n, Py_ssize_t parts, Py_ssize_t part) noexcept nogil:
+    """The first of n that is in this part: parts differ by one at most."""
+    return part if parts == n else n * part // parts
+
+
+cdef inline Py_ssize_t part_of(Py_ssize_t n, Py_ssize_t parts, Py_ssize_t i) noexcept nogil:
+    """The part that the i-th of n belongs to."""
+    cdef Py_ssize_t part
+    if parts == n:
+        return i
+    part = i * parts // n
+    return part + 1 if part_start(n, parts, part + 1) <= i else part
+
+
 cdef inline Py_ssize_t slice_start(const Job *job, Py_ssize_t piece) noexcept nogil:
-    """The first block of a slice: slices differ by one block at most."""
-    return piece if job.slices == job.blocks else job.blocks * piece // job.slices
+    """The first block of a slice."""
+    return part_start(job.blocks, job.slices, piece)
 
 
 cdef inline Py_ssize_t slice_of(const Job *job, Py_ssize_t block) noexcept nogil:
     """The slice that a block belongs to."""
-    cdef Py_ssize_t piece
-    if job.slices == job.blocks:
-        return block
-    piece = block * job.slices // job.blocks
-    return piece + 1 if slice_start(job, piece + 1) <= block else piece
+    return part_of(job.blocks, job.slices, block)
+
+
+cdef inline Py_ssize_t group_start(const Job *job, Py_ssize_t group) noexcept nogil:
+    """The first channel of a group."""
+    return part_start(job.channels, job.groups, group)
 
 
 cdef inline Py_ssize_t map_width(const Job *job) noexcept nogil:
@@ -156,8 +171,8 @@ cdef inline Py_ssize_t map_width(const Job *job) noexcept nogil:
 
 cdef inline double *partial_sums(const Job *job, Py_ssize_t piece, Py_ssize_t c) noexcept nogil:
     """Where a slice's sums of the channels from c on stand; the second ones `pitch` further on."""
-    cdef Py_ssize_t group = c // job.width
-    return job.partial + group * job.group_pitch + 2 * piece * job.pitch + (c - group * job.width)
+    cdef Py_ssize_t group = part_of(job.channels, job.groups, c)
+    return job.partial + group * job.group_pitch + 2 * piece * job.pitch + (c - group_start(job, group))
 
 
 # A verb does the channels [c0, c1) of the slices [piece, stop).
