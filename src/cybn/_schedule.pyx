@@ -290,10 +290,10 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     if not revisit or (job.rows and job.period > 1):    # (rows of several outer indices cannot be cut)
         return plan
     # A group fills half of L2. If that made it read memory in short pieces it is wider than L2, but takes no more than
-    # a quarter of the thread's share of L3, or half if it is one stretch; and not even that, if it is many, where L3 holds
-    # x and one array more: there two sweeps keep them, since they read them twice. Every thread gets about the same. What
-    # all lies in L3 is read faster twice, in the order of memory: one group for each thread, if that fits L2, is one
-    # stretch, or shares are channels anyway (and few pieces, or whole rows no choice for the map: see `row_share`).
+    # a quarter of the thread's share of L3, or half if it is one stretch; and not even that, if it is many, where L3
+    # holds x and one array more: there two sweeps keep both, which they read twice. Every thread gets about the same.
+    # What all lies in L3 is read faster twice, in the order of memory: one group for each thread, if that fits L2, is
+    # one stretch, or shares are channels anyway (and few pieces, or whole rows no choice for the map: see `row_share`).
     least = max(1, STRETCH // stretch)
     rounds = 1
     if job.distant:
@@ -309,7 +309,8 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
     if width * channel_bytes <= l2 // 2:
         plan.owner = piece >= SHORT_PIECE and not (by_rows and piece < LONG_PIECE and job.outer > MANY_PIECES)
     elif job.distant:
-        plan.owner = (piece >= LONG_PIECE and width * channel_bytes <= l3 // ((4 if job.outer > 1 else 2) * plan.threads)
+        plan.owner = (piece >= LONG_PIECE
+                      and width * channel_bytes <= l3 // ((4 if job.outer > 1 else 2) * plan.threads)
                       and (job.outer <= MOST_PIECES or overfills(2 * job.channels * job.outer * stretch, l3)))
     else:
         plan.owner = piece >= LONG_PIECE and (job.outer == 1 or job.slices == 1 and not (
