@@ -291,7 +291,7 @@ cdef Plan make_plan(const Job *job, Py_ssize_t operands, bint reduces, bint maps
         return plan
     # A group fills half of L2. If that made it read memory in short pieces it is wider than L2, but takes no more than
     # a quarter of the thread's share of L3, or half if it is one stretch; and not even that, if it is many, where L3
-    # holds x and one array more: there two sweeps keep both, which they read twice. Every thread gets about the same.
+    # holds x and one array more: there two sweeps find both again, in their order. Every thread gets about the same.
     # What all lies in L3 is read faster twice, in the order of memory: one group for each thread, if that fits L2, is
     # one stretch, or shares are channels anyway (and few pieces, or whole rows no choice for the map: see `row_share`).
     least = max(1, STRETCH // stretch)
