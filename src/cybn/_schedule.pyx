@@ -17,6 +17,7 @@ from cybn._kernels.kernels cimport (
     finisher,
     group_start,
     marker,
+    part_start,
     partial_sums,
     slice_of,
     slice_start,
@@ -503,8 +504,9 @@ cdef void group(const Sweeps *s, Py_ssize_t c0, Py_ssize_t c1) noexcept nogil:
 cdef void own(void *context, Py_ssize_t step, Py_ssize_t share) noexcept nogil:
     """The groups of a share, one after the other."""
     cdef const Sweeps *s = <const Sweeps *> context
-    cdef Py_ssize_t groups = s.plan.groups, g
-    for g in range(groups * share // s.plan.shares, groups * (share + 1) // s.plan.shares):
+    cdef Py_ssize_t g
+    for g in range(part_start(s.plan.groups, s.plan.shares, share),
+                   part_start(s.plan.groups, s.plan.shares, share + 1)):
         group(s, group_start(s.job, g), group_start(s.job, g + 1))
 
 
