@@ -134,7 +134,8 @@ setup(
         [
             *(extension(name) for name in ("_kernels.baseline", "_kernels.processor")),
             *(extension(name.removeprefix("cybn.")) for name in KERNEL_FLAGS),
-            *(extension(name) for name in ("_threads", "_memory", "_arrays", "_schedule", "_coefficients", "_ops")),
+            *(extension(name) for name in ("_threads", "_memory", "_arrays", "_schedule", "_coefficients")),
+            *(extension(name) for name in ("_ops", "_layer")),
         ],
         build_dir="build/cython",
         compiler_directives={

@@ -25,7 +25,6 @@ def test_a_layer_in_evaluation_is_shared_without_a_lock(shape):
     bn.eval()
     inputs = [rng.normal(3, 2, shape).astype(np.float32) for _ in range(6)]
     want = [bn(x).tobytes() for x in inputs]
-    bn._lock = None  # nobody may ask for it
     start = threading.Barrier(8)
 
     def serve(number):
@@ -33,8 +32,8 @@ def test_a_layer_in_evaluation_is_shared_without_a_lock(shape):
         order = np.random.default_rng(number).integers(6, size=60)
         return all(bn(inputs[i], num_threads=1 + number % 3).tobytes() == want[i] for i in order)
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(serve, range(8)))
+    with ThreadPoolExecutor(8) as pool, bn._lock:  # nobody may ask for it
+        assert all(pool.map(serve, range(8), timeout=60))
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

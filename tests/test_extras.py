@@ -700,8 +700,10 @@ def test_a_mask_that_leaves_nothing_updates_nothing_and_warns():
         assert (gradient == 0).all()
     assert [np.asarray(v).any() for v in cybn.batch_norm_stats(p["x"], mask=nothing)] == [False] * 3
     layer = cybn.BatchNorm(3)
-    with pytest.warns(RuntimeWarning, match="updated nothing"):
-        layer(p["x"], mask=nothing)
+    for call in (layer, layer.forward):
+        with pytest.warns(RuntimeWarning, match="updated nothing") as caught:
+            call(p["x"], mask=nothing)
+        assert caught[0].filename == __file__
     assert layer.num_batches_tracked == 0
     assert (layer.running_mean == 0).all()
 

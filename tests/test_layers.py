@@ -593,7 +593,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_attributes_hold_from_the_next_call_on(x, name):
-    """Inferences keep what they have read; setting, deleting and `__class__` end that."""
+    """Calls keep what they have read; setting, deleting and `__class__` end that."""
 
     def outcome(bn):
         given = x.copy()
@@ -603,8 +603,8 @@ def test_attributes_hold_from_the_next_call_on(x, name):
             return repr(error)
 
     bn, twin = (trained(x).eval() for _ in range(2))
-    first = outcome(bn)
-    assert outcome(bn) == first
+    first, *others = (outcome(bn) for _ in range(4))
+    assert others == [first] * 3
     before = getattr(bn, name)
     for layer in (bn, twin):
         setattr(layer, name, SETTINGS[name])
@@ -621,6 +621,41 @@ def test_attributes_hold_from_the_next_call_on(x, name):
         bn(x)
 
 
+@pytest.mark.parametrize("change", ["set", "delete", "in place"])
+@pytest.mark.parametrize("name", [*SETTINGS, "momentum"])
+def test_attributes_hold_from_the_next_training_pass_on(x, g, name, change):
+    """And from the next `backward` on."""
+
+    def outcome(bn, backward_alone=False):
+        given = x.copy()
+        try:
+            result = [] if backward_alone else [bn(given)]
+            return bits([*result, bn.backward(g), given, bn.running_mean, bn.running_var, bn.grad_weight, bn.grad_bias])
+        except Exception as error:
+            return repr(error)
+
+    def alter(bn):
+        value = copy.copy(SETTINGS.get(name))
+        if change == "delete":
+            delattr(bn, name)
+        elif change == "in place" and isinstance(value, np.ndarray):
+            array = getattr(bn, name)
+            array += value
+            setattr(bn, name, array)  # as `bn.weight += value` does
+        else:
+            setattr(bn, name, value)
+
+    bn, twin = (trained(x) for _ in range(2))
+    for _ in range(4):
+        twin.whatever = 0  # after which nothing is kept
+        assert outcome(bn) == outcome(twin)
+    for layer in (bn, twin):
+        alter(layer)
+    twin.whatever = 1
+    for alone in (True, False, False, False):
+        assert outcome(bn, alone) == outcome(twin, alone)
+
+
 def test_a_slope_holds_from_the_next_call_on(x):
     bn = cybn.BatchNorm(3, activation="leaky_relu").eval()
     bn(x)
@@ -628,9 +663,11 @@ def test_a_slope_holds_from_the_next_call_on(x):
     assert bits([bn(x)]) == bits([cybn.BatchNorm(3, activation="leaky_relu", negative_slope=0.5).eval()(x)])
 
 
-def test_an_inference_keeps_no_vector_alive(x):
-    bn = cybn.BatchNorm(3).eval()
-    bn(x)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_call_keeps_no_vector_alive(x, training):
+    bn = cybn.BatchNorm(3).train(training)
+    for _ in range(4):
+        bn(x)
     watched = weakref.ref(bn.bias)
     bn.bias = None
     assert watched() is None

@@ -152,9 +152,10 @@ checkout = pytest.mark.skipif(not SOURCE.is_dir(), reason="the sources are not a
 BELOW = {
     "__init__": {"_config", "_memory", "_threads", "_version", "functional", "layers", "reference"},
     "_config": {"_kernels", "_memory", "_ops", "_schedule", "_threads", "_version"},
-    "layers": {"_ops"},
+    "layers": {"_layer", "_ops"},
     "functional": {"_ops", "reference"},
     "reference": set(),
+    "_layer": {"_arrays", "_coefficients", "_ops"},
     "_ops": {"_arrays", "_coefficients", "_kernels", "_kernels.kernels", "_schedule", "_threads"},
     "_coefficients": {"_arrays", "_kernels.kernels"},
     "_schedule": {"_caches", "_environment", "_kernels.kernels", "_threads"},

@@ -20,6 +20,7 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
 cdef int check_weight_values(ndarray weights, const Weights *found) except -1
 cdef int check_overlap(ndarray out, ndarray other, str name) except -1
 cdef int check_apart(ndarray a, str name, ndarray other, str other_name) except -1
+cdef str shape_of(ndarray a)
 cdef object as_integer(object value, str name)
 cdef int channel_axis(ndarray x, object axis) except -1
 cdef void lay_out(Job *job, Layout *layout, ndarray x, int axis) noexcept

@@ -5,7 +5,6 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 _Vector = npt.NDArray[np.float64]
-_Gate = npt.NDArray[np.uint8]
 
 compiler: str
 
@@ -17,15 +16,6 @@ def check_slope(negative_slope: object) -> float: ...
 def activation_number(activation: object) -> int: ...
 def truth(value: object, name: str) -> bool: ...
 def view(value: object, name: str, wanted: str | None = None) -> npt.NDArray[Any]: ...
-def gradient_input(
-    grad_output: npt.ArrayLike,
-    output: _Array,
-    out: npt.ArrayLike | None,
-    num_threads: SupportsIndex | None,
-    weight: npt.ArrayLike | None,
-    bias: npt.ArrayLike | None,
-    channels: int,
-) -> tuple[_Array, _Array | None]: ...
 def batch_norm(
     x: npt.ArrayLike,
     running_mean: npt.ArrayLike | None,
@@ -65,8 +55,7 @@ def batch_norm_forward(
     mask: npt.ArrayLike | None,
     sample_weight: npt.ArrayLike | None,
     masked_output: str,
-    marks: bool,
-) -> tuple[_Array, _Vector, _Vector, _Gate | None, bool]: ...
+) -> tuple[_Array, _Vector, _Vector]: ...
 def batch_norm_backward(
     grad_output: npt.ArrayLike,
     x: npt.ArrayLike,
@@ -84,7 +73,6 @@ def batch_norm_backward(
     mask: npt.ArrayLike | None,
     sample_weight: npt.ArrayLike | None,
     return_grad_residual: bool,
-    gate: _Gate | None = None,
 ) -> tuple[_Array, ...]: ...
 def batch_norm_stats(
     x: npt.ArrayLike,
@@ -142,17 +130,3 @@ def batch_norm_backward_apply(
     sample_weight: npt.ArrayLike | None,
     return_grad_residual: bool,
 ) -> _Array | tuple[_Array, _Array]: ...
-
-class Layer:
-    def __call__(
-        self,
-        x: npt.ArrayLike,
-        *,
-        residual: npt.ArrayLike | None = None,
-        mask: npt.ArrayLike | None = None,
-        sample_weight: npt.ArrayLike | None = None,
-        masked_output: str = "normalize",
-        out: npt.ArrayLike | None = None,
-        num_threads: SupportsIndex | None = None,
-        save_for_backward: bool | None = None,
-    ) -> _Array: ...

@@ -13,7 +13,6 @@ from cybn import _kernels
 cimport cython
 cimport numpy as cnp
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite
 from libc.string cimport memcpy, memset
@@ -41,7 +40,7 @@ from cybn._arrays cimport (
     view_array,
     write_vector,
 )
-from cybn._coefficients cimport NAMES, Coefficients, coefficients_of
+from cybn._coefficients cimport Coefficients, coefficients_of
 from cybn._kernels.kernels cimport (
     LEAKY_RELU,
     RELU,
@@ -58,9 +57,6 @@ from cybn._schedule cimport decompose, mark, partial_size, run, weigh_blocks
 from cybn._threads cimport wished_threads
 
 cnp.import_array()
-
-cdef extern from "Python.h":
-    int PyObject_GenericSetAttr(object, object, PyObject *) except -1
 
 cdef extern from *:
     """
@@ -276,7 +272,7 @@ cpdef double real_number(object value, str name) except? -1:
     if isinstance(value, cnp.ndarray):
         if value.ndim != 0 or value.dtype.kind not in "fiu":
             raise TypeError(f"{name} must be a real number, got an array of {value.dtype} and shape {value.shape}")
-    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+    elif type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}")
     try:
         return float(value)
@@ -297,13 +293,12 @@ cpdef bint truth(object value, str name) except -1:
         raise TypeError(f"{name} must be True or False, got {type(value).__name__} ({error})") from error
 
 
-cdef double check_eps(object eps, bint training) except? -1:
-    cdef double value = real_number(eps, "eps")
-    if not value >= 0 or not isfinite(value):
-        raise ValueError(f"eps must be a finite number and not negative, got {value}")
-    if training and value == 0:
+cdef int check_eps(double eps, bint training) except -1:
+    if not eps >= 0 or not isfinite(eps):
+        raise ValueError(f"eps must be a finite number and not negative, got {eps}")
+    if training and eps == 0:
         raise ValueError("eps must be positive when training, got 0.0")
-    return value
+    return 0
 
 
 cdef int check_running(object running_mean, object running_var, bint training) except -1:
@@ -316,11 +311,10 @@ cdef int check_running(object running_mean, object running_var, bint training) e
     return 0
 
 
-cdef double check_momentum(object momentum) except? -1:
-    cdef double value = real_number(momentum, "momentum")
-    if not 0 <= value <= 1:
-        raise ValueError(f"momentum must be between 0 and 1, got {value}")
-    return value
+cdef int check_momentum(double momentum) except -1:
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
+    return 0
 
 
 cpdef double check_slope(object negative_slope) except? -1:
@@ -342,10 +336,19 @@ cpdef int activation_number(object activation) except -1:
     raise ValueError(f"activation must be None, 'relu' or 'leaky_relu', got {activation!r}")
 
 
+cdef double slope_of(int activation, object negative_slope) except? -1:
+    """Of a leaky ReLU; no other activation has one."""
+    return check_slope(negative_slope) if activation == LEAKY_RELU else 0
+
+
+cdef void use_activation(Call call, int activation, double negative_slope) noexcept:
+    call.job.activation = activation
+    call.job.negative_slope = negative_slope
+
+
 cdef int read_activation(Call call, object activation, object negative_slope) except -1:
-    call.job.activation = activation_number(activation)
-    if call.job.activation == LEAKY_RELU:
-        call.job.negative_slope = check_slope(negative_slope)
+    cdef int number = activation_number(activation)
+    use_activation(call, number, slope_of(number, negative_slope))
     return 0
 
 
@@ -483,12 +486,13 @@ def integer(value, name):
     return as_integer(value, name)
 
 
-cdef inline object given(object out, ndarray result):
+cdef object given(object out, ndarray result):
     """What the caller gets back: the array that it gave, of whatever class, else the result."""
     return out if out is not None and isinstance(out, ndarray) else result
 
 
-def gradient_input(grad_output, output, out, num_threads, weight, bias, Py_ssize_t channels):
+cdef tuple gradient_input(object grad_output, ndarray output, object out, object num_threads, object weight,
+                          object bias, Py_ssize_t channels):
     """grad_output and out as arrays, if they, and the parameters, fit `output`, which will become the input again."""
     cdef ndarray dy = as_same(grad_output, "grad_output", output)
     wished_threads(num_threads)
@@ -500,28 +504,31 @@ def gradient_input(grad_output, output, out, num_threads, weight, bias, Py_ssize
     return dy, None if out is None else as_out(out, output, dy)
 
 
-cdef tuple forward_call(object x, object running_mean, object running_var, object weight, object bias,
-                        object training, object momentum, object eps, object axis, object out, object num_threads,
-                        object correction, object activation, object negative_slope, object residual, object mask,
-                        object sample_weight, object masked_output, bint save, bint marks):
-    """y, save_mean, save_invstd, gate, taken: see `batch_norm_forward`."""
+cdef tuple forward_call(object x, object running_mean, object running_var, object weight, object bias, bint train,
+                        double momentum, double eps, object axis, object out, object num_threads, double correction,
+                        int activation, double negative_slope, object residual, object mask, object sample_weight,
+                        object masked_output, bint save, bint marks, int stacklevel):
+    """y, save_mean, save_invstd, gate, taken: see `batch_norm_forward`.
+
+    Of the numbers that many calls have in common it is known that they are some, not that they are in range.
+    """
     cdef ndarray data = as_data(x, "x")
     cdef ndarray y, mean_array = None, var_array = None, save_mean = None, save_invstd = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
-    cdef bint train = truth(training, "training"), track = running_mean is not None, empty, taken
-    cdef double spread
+    cdef bint track = running_mean is not None, empty, taken
     check_running(running_mean, running_var, train)
+    check_eps(eps, train)
+    check_momentum(momentum)
+    if correction != 0 and correction != 1:
+        raise ValueError(f"correction must be 0 or 1, got {correction:g}")
     if save:
         save_mean = give_vector(call, &v.mean)
         save_invstd = give_vector(call, &v.invstd)
-    v.eps = check_eps(eps, train)
-    v.momentum = check_momentum(momentum)
-    spread = real_number(correction, "correction")
-    if spread != 0 and spread != 1:
-        raise ValueError(f"correction must be 0 or 1, got {spread:g}")
+    v.eps = eps
+    v.momentum = momentum
     read_parameters(call, weight, bias)
-    read_activation(call, activation, negative_slope)
+    use_activation(call, activation, negative_slope)
     read_weights(call, data, mask, sample_weight, train)
     call.job.zeroed = read_masked_output(masked_output) and call.job.mask != NULL
     empty = call.job.block_weights != NULL and v.count == 0     # nothing to take statistics of
@@ -555,14 +562,14 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     if empty and train:
         warnings.warn("mask leaves no value to normalize with: used "
                       + ("running_mean and running_var" if track else "mean 0 and variance 1") + ", updated nothing",
-                      RuntimeWarning, stacklevel=2)
+                      RuntimeWarning, stacklevel=stacklevel)
 
     taken = train and not empty and call.size > 0
     if train and not empty:
         if track:
             v.running_mean = call.job.gate_center
             v.running_var = spare(call)
-            v.degrees = degrees_of_freedom(call, spread)
+            v.degrees = degrees_of_freedom(call, correction)
         execute(call, kernels.collect_stats[call.type], kernels.finish_training, kernels.normalize[call.type])
         if track and taken:
             write_vector(mean_array, v.running_mean)
@@ -575,35 +582,45 @@ cdef tuple forward_call(object x, object running_mean, object running_var, objec
     return y, save_mean, save_invstd, call.gate, taken
 
 
+cdef tuple forward(object x, object running_mean, object running_var, object weight, object bias, object training,
+                   object momentum, object eps, object axis, object out, object num_threads, object correction,
+                   object activation, object negative_slope, object residual, object mask, object sample_weight,
+                   object masked_output, bint save):
+    """`forward_call` with numbers as they are given."""
+    cdef bint train = truth(training, "training")
+    cdef int number = activation_number(activation)
+    return forward_call(x, running_mean, running_var, weight, bias, train, real_number(momentum, "momentum"),
+                        real_number(eps, "eps"), axis, out, num_threads, real_number(correction, "correction"), number,
+                        slope_of(number, negative_slope), residual, mask, sample_weight, masked_output, save, False, 2)
+
+
 def batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
                activation, negative_slope, residual, mask, sample_weight, masked_output):
-    y, *_ = forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                         correction, activation, negative_slope, residual, mask, sample_weight, masked_output,
-                         False, False)
+    y, *_ = forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
+                    correction, activation, negative_slope, residual, mask, sample_weight, masked_output, False)
     return given(out, y)
 
 
 def batch_norm_forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads,
-                       correction, activation, negative_slope, residual, mask, sample_weight, masked_output, marks):
-    """y, save_mean, save_invstd; if asked for (`marks`) and x alone cannot tell them, the bits that
-    `batch_norm_backward` takes as `gate`, else None; and whether statistics have been taken of x."""
-    y, mean, invstd, gate, taken = forward_call(x, running_mean, running_var, weight, bias, training, momentum, eps,
-                                                axis, out, num_threads, correction, activation, negative_slope,
-                                                residual, mask, sample_weight, masked_output, True, marks)
-    return given(out, y), mean, invstd, gate, taken
+                       correction, activation, negative_slope, residual, mask, sample_weight, masked_output):
+    y, mean, invstd, *_ = forward(x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out,
+                                  num_threads, correction, activation, negative_slope, residual, mask, sample_weight,
+                                  masked_output, True)
+    return given(out, y), mean, invstd
 
 
-def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads, bias,
-                        activation, negative_slope, output, mask, sample_weight, return_grad_residual,
-                        ndarray gate=None):
+cdef tuple backward_call(object grad_output, object x, object save_mean, object save_invstd, object weight, bint train,
+                         object axis, object out, object num_threads, object bias, int activation,
+                         double negative_slope, object output, object mask, object sample_weight, bint with_residual,
+                         ndarray gate):
+    """grad_input, grad_weight, grad_bias, and with a residual its gradient. `gate`: as `forward_call` has made it."""
     cdef ndarray data = as_data(x, "x")
     cdef ndarray dy = as_same(grad_output, "grad_output", data), dx, gated = None
     cdef Call call = open_call(data, axis, num_threads)
     cdef Channels *v = &call.v
-    cdef bint train = truth(training, "training"), with_residual = truth(return_grad_residual, "return_grad_residual")
     read_parameters(call, weight, bias)
     read_statistics(call, save_mean, "save_mean", save_invstd, "save_invstd")
-    read_activation(call, activation, negative_slope)
+    use_activation(call, activation, negative_slope)
     read_weights(call, data, mask, sample_weight, train)
     # (First, since it is written first: the memory that died last may still be in a cache.)
     if with_residual:
@@ -621,8 +638,19 @@ def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training
         execute(call, kernels.backward_reduce[call.type], kernels.finish_frozen, kernels.normalize[call.type])
     cdef ndarray grad_weight = new_vector(call.channels, call.dtype, v.sum_dy_xmu)
     cdef ndarray grad_bias = new_vector(call.channels, call.dtype, v.sum_dy)
-    grads = (given(out, dx), grad_weight, grad_bias)
-    return grads if gated is None else (*grads, gated)
+    if gated is None:
+        return dx, grad_weight, grad_bias
+    return dx, grad_weight, grad_bias, gated
+
+
+def batch_norm_backward(grad_output, x, save_mean, save_invstd, weight, training, axis, out, num_threads, bias,
+                        activation, negative_slope, output, mask, sample_weight, return_grad_residual):
+    cdef bint train = truth(training, "training"), with_residual = truth(return_grad_residual, "return_grad_residual")
+    cdef int number = activation_number(activation)
+    dx, *others = backward_call(grad_output, x, save_mean, save_invstd, weight, train, axis, out, num_threads, bias,
+                                number, slope_of(number, negative_slope), output, mask, sample_weight, with_residual,
+                                None)
+    return given(out, dx), *others
 
 
 def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
@@ -635,6 +663,23 @@ def batch_norm_stats(x, axis, num_threads, mask, sample_weight):
     execute(call, kernels.collect_stats[call.type], kernels.finish_moments, NULL)
     count = 0 if call.size == 0 else call.v.count if sample_weight is not None else int(call.v.count)
     return count, mean, m2
+
+
+cdef Coefficients find_coefficients(Coefficients before, tuple vectors, double eps, Py_ssize_t channels):
+    """Of running_mean, running_var, weight and bias: those of the call `before`, where they still hold."""
+    check_running(vectors[0], vectors[1], False)
+    check_eps(eps, False)
+    return coefficients_of(before, vectors, eps, channels, kernels.finish_normalize)
+
+
+cdef ndarray evaluate(ndarray x, object axis, object out, object num_threads, Coefficients coefficients, int activation,
+                      double negative_slope, object residual, object mask, object sample_weight, object masked_output):
+    """Normalize x with them."""
+    cdef Call call = open_call(x, axis, num_threads)
+    call.coefficients = coefficients
+    coefficients.use(&call.job)
+    use_activation(call, activation, negative_slope)
+    return apply(call, x, NULL, residual, mask, sample_weight, masked_output, out)
 
 
 def batch_norm_apply(x, mean, invstd, weight, bias, axis, out, num_threads, activation, negative_slope, residual, mask,
@@ -706,157 +751,3 @@ def batch_norm_backward_apply(grad_output, x, mean, invstd, weight, sum_dy, sum_
     describe(&call.job.out, &call.layout, dx)
     execute(call, NULL, kernels.finish_backward_input, kernels.backward_input[call.type])
     return given(out, dx) if gated is None else (given(out, dx), gated)
-
-
-# -------------------------------------------------------------------------------------------------------------- layers
-
-cdef struct Settings:
-    # What a call reads of its layer, but for the arrays.
-    Py_ssize_t num_features
-    Py_ssize_t axis
-    bint training
-    bint track_running_stats
-    bint in_place
-    bint keeps          # something for `backward`
-    double eps
-    int activation
-    double negative_slope
-    Py_ssize_t changes  # of the layer when its attributes were read
-
-cdef tuple SETTINGS = ("num_features", "axis", "training", "track_running_stats", "in_place", "_saved", "eps",
-                       "activation", "negative_slope")
-cdef Py_ssize_t FAR = <Py_ssize_t> 1 << 62      # no axis, and no number of channels, is so large
-
-
-@cython.auto_pickle(False)
-cdef class Layer:
-    """What runs when a layer is called. State and modes are the subclass's: see `cybn.layers.BatchNorm`.
-
-    Here, because an inference is done without a line of Python, whose frame takes a third of a microsecond, and because
-    what one call has found serves the next: the coefficients, and the attributes, of which each takes 20 ns to read.
-    """
-    cdef readonly Coefficients _coefficients    # of the last inference
-    cdef Py_ssize_t changes     # how often attributes have been set
-    cdef Py_ssize_t tried       # `changes` and one, when it was last found out whether they can be kept
-    cdef Settings settings      # what they said, with the vectors; these are None where that may no longer hold
-    cdef tuple vectors
-
-    def __setattr__(self, name, value):
-        PyObject_GenericSetAttr(self, name, <PyObject *> value)
-        self.forget()
-
-    def __delattr__(self, name):
-        PyObject_GenericSetAttr(self, name, NULL)
-        self.forget()
-
-    cdef void forget(self) noexcept:
-        """After a change: who has read attributes before it must not take them for those that hold."""
-        with cython.critical_section(self):
-            _before = self.vectors      # (lives until there is none here: code that its end runs may call the layer)
-            self.changes += 1
-            self.vectors = None
-
-    cdef tuple look(self, Settings *settings):
-        """The settings and the vectors, as the last inference has found them, or from the attributes."""
-        cdef tuple vectors
-        with cython.critical_section(self):
-            settings[0] = self.settings
-            settings.changes = self.changes
-            vectors = self.vectors
-        if vectors is not None:
-            return vectors
-        settings.num_features = clip(as_integer(self.num_features, "num_features"))
-        settings.axis = clip(as_integer(self.axis, "axis"))
-        settings.in_place = self.in_place
-        settings.training = self.training
-        if settings.training:
-            return None     # `_pass` reads the rest
-        settings.track_running_stats = self.track_running_stats
-        settings.keeps = self._saved is not None
-        settings.eps = check_eps(self.eps, False)
-        settings.activation = activation_number(self.activation)
-        settings.negative_slope = check_slope(self.negative_slope) if settings.activation == LEAKY_RELU else 0
-        return self.running_mean, self.running_var, self.weight, self.bias
-
-    cdef int remember(self, const Settings *settings, tuple vectors) except -1:
-        """For the next inference. (Training sets attributes in every pass.)"""
-        if self.tried == settings.changes + 1:
-            return 0
-        self.tried = settings.changes + 1
-        if in_dictionary(self):
-            with cython.critical_section(self):
-                if self.changes == settings.changes:
-                    self.settings = settings[0]
-                    self.vectors = vectors
-        return 0
-
-    def __call__(self, x, *, residual=None, mask=None, sample_weight=None, masked_output="normalize", out=None,
-                 num_threads=None, save_for_backward=None):
-        """See `forward`."""
-        cdef ndarray data = as_data(x, "x"), y
-        cdef object to = out
-        cdef bint save
-        cdef Call call
-        cdef Settings settings
-        cdef tuple vectors = self.look(&settings)
-        save = settings.training if save_for_backward is None else truth(save_for_backward, "save_for_backward")
-        check_input(data, &settings, self)
-        if settings.in_place:
-            to = self._check_in_place(data, residual, out, x)
-        if settings.training or save or not settings.track_running_stats:
-            return given(out, self._pass(data, settings.training, save, residual, mask, sample_weight, masked_output,
-                                         to, num_threads))
-        self.remember(&settings, vectors)
-        call = open_call(data, settings.axis, num_threads)
-        call.coefficients = self.find_coefficients(vectors, settings.eps, call.channels)
-        call.coefficients.use(&call.job)
-        call.job.activation = settings.activation
-        call.job.negative_slope = settings.negative_slope
-        y = apply(call, data, NULL, residual, mask, sample_weight, masked_output, to)
-        if settings.keeps:
-            with self._lock:
-                self._keep(None)
-        return given(out, y)
-
-    cdef Coefficients find_coefficients(self, tuple vectors, double eps, Py_ssize_t channels):
-        cdef Coefficients before, found
-        check_running(vectors[0], vectors[1], False)
-        with cython.critical_section(self):
-            before = self._coefficients
-        found = coefficients_of(before, vectors, eps, channels, kernels.finish_normalize)
-        if found is not before:
-            with cython.critical_section(self):
-                self._coefficients = found
-        return found
-
-
-cdef Py_ssize_t clip(object n) except? -1:
-    return min(max(n, -FAR), FAR)
-
-
-cdef bint in_dictionary(Layer layer) except -1:
-    """Whether what `look` reads are attributes of the object and not of its class: then they change by being set."""
-    cdef dict own = layer.__dict__
-    if type(layer).__getattribute__ is not object.__getattribute__:
-        return False
-    for name in SETTINGS + NAMES:
-        if name not in own:
-            return False
-        for kind in type(layer).__mro__:
-            if name in kind.__dict__:
-                return False
-    return True
-
-
-cdef int check_input(ndarray x, const Settings *settings, object layer) except -1:
-    """Whether x has a rank that the layer takes and its number of channels."""
-    cdef Py_ssize_t ndim = cnp.PyArray_NDIM(x), channels
-    cdef object ranks = layer._ranks
-    if ranks is not None and ndim not in ranks:
-        expected = " or ".join(f"{rank}D" for rank in ranks)
-        raise ValueError(f"x must be {expected} for {type(layer).__name__}, got {ndim}D of shape {(<object> x).shape}")
-    channels = cnp.PyArray_DIM(x, channel_axis(x, settings.axis))
-    if channels != settings.num_features:
-        raise ValueError(f"x must have {settings.num_features} channels along axis {settings.axis}, "
-                         f"got {channels} in shape {(<object> x).shape}")
-    return 0

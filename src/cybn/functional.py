@@ -182,8 +182,8 @@ def batch_norm_forward(
     """
     return _ops.batch_norm_forward(
         x, running_mean, running_var, weight, bias, training, momentum, eps, axis, out, num_threads, correction,
-        activation, negative_slope, residual, mask, sample_weight, masked_output, False,
-    )[:3]  # fmt: skip
+        activation, negative_slope, residual, mask, sample_weight, masked_output,
+    )  # fmt: skip
 
 
 def batch_norm_backward(

@@ -1,14 +1,11 @@
 """The layers: parameters, running statistics and modes around the functions, named as in PyTorch."""
 
 import copyreg
-import os
 from collections.abc import Mapping
-from threading import RLock, local
-from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 
-from cybn import _ops
+from cybn import _layer, _ops
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -21,35 +18,8 @@ IN_PLACE_SLOPES = 1e-6, 1e6
 MOST_FEATURES = 2**48
 MOST_BATCHES = 2**62  # that may be loaded; state_dict has an int64
 
-_layers = WeakValueDictionary()  # all there are, by id: a subclass may have an __eq__ and no hash
 
-
-def _renew_locks():
-    """In a forked child nobody is left to release what another thread held."""
-    for layer in tuple(_layers.values()):
-        layer._lock = RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
-
-
-class _Thread:
-    """Stands for a thread as long as it lives. (Its identifier is the next one's when it has ended.)"""
-
-
-_local = local()
-
-
-def _this_thread():
-    try:
-        return _local.thread
-    except AttributeError:
-        _local.thread = _Thread()
-        return _local.thread
-
-
-class BatchNorm(_ops.Layer):
+class BatchNorm(_layer.Layer):
     """Batch normalization over inputs of any rank: (N, C), (N, C, L), (N, C, H, W), (N, C, D, H, W), ...
 
     Training: ``y = weight * (x - mu) / sqrt(sigma^2 + eps) + bias`` with the mean and biased variance of the batch, per
@@ -114,7 +84,7 @@ class BatchNorm(_ops.Layer):
     has been replaced before it went backward is refused.
 
     Attributes may be set at any time, and hold from the next call on. (Set, not written into the ``__dict__`` of a
-    layer that has been called: of an inference the next one keeps what it has read.)
+    layer that has been called: what calls have read is kept until something is set.)
 
     A subclass may override `forward`, which is then what a call runs (unless it, or a base of it, has a `__call__` of
     its own); it goes on with ``super().forward``.
@@ -180,168 +150,13 @@ class BatchNorm(_ops.Layer):
                 f"{least:g} to {most:g}, got {self.activation!r}{slope}"
             )
         self.training = True
-        self._guard()
         self.weight = np.empty(self.num_features, self.dtype) if self.affine else None
         self.bias = np.empty(self.num_features, self.dtype) if self.affine and _ops.truth(bias, "bias") else None
         self.running_mean = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
         self.running_var = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
         self.reset_parameters()
 
-    # ------------------------------------------------------------------------------------------------------- the pass
-
-    def _pass(self, x, training, save, residual, mask, sample_weight, masked_output, out, num_threads):
-        """The passes that change something, or keep it for `backward`. `_ops.Layer` does the others itself."""
-        if mask is not None:
-            mask = _ops.view(mask, "mask")
-        with self._lock:
-            update = training and self.track_running_stats
-            batch_stats = training or not self.track_running_stats
-            given = update or not batch_stats
-            momentum = self.momentum
-            if momentum is None:
-                momentum = 1 / (self.num_batches_tracked + 1) if update else 0.0
-            y, mean, invstd, gate, taken = _ops.batch_norm_forward(
-                x, self.running_mean if given else None, self.running_var if given else None, self.weight, self.bias,
-                batch_stats, momentum, self.eps, self.axis, out, num_threads, 1,
-                self.activation, self.negative_slope, residual, mask, sample_weight, masked_output, save,
-            )  # fmt: skip
-            kept = None
-            if save:
-                overwritten = out is not None and np.shares_memory(x, y)
-                kept = _Saved(
-                    None if overwritten else x, mean, invstd, batch_stats, y if self.in_place else None, gate, mask,
-                    sample_weight, residual is not None,
-                )  # fmt: skip
-            self._keep(kept)
-            if update and taken:
-                self.num_batches_tracked += 1
-        return y
-
-    def forward(
-        self,
-        x,
-        *,
-        residual=None,
-        mask=None,
-        sample_weight=None,
-        masked_output="normalize",
-        out=None,
-        num_threads=None,
-        save_for_backward=None,
-    ):
-        """Normalize `x`; when training, update the running statistics.
-
-        Parameters
-        ----------
-        x : array with C channels along `axis`
-            float32 or float64, any strides.
-        residual : array of x's shape and dtype, optional
-            Added before the activation.
-        mask, sample_weight : arrays, optional
-            Which elements count in the statistics, or how much; see `cybn.batch_norm`. A mask that leaves nothing
-            updates nothing, and warns.
-        masked_output : {"normalize", "zero"}, default "normalize"
-            What becomes of the elements that `mask` leaves out.
-        out : array of x's shape and dtype, optional
-            Receives the result; may be `x` itself (then `backward`, which needs x, refuses).
-        num_threads : int, optional
-            For this call only.
-        save_for_backward : bool, optional
-            Whether to keep what `backward` needs. By default that is done when training and not in evaluation.
-
-        Returns
-        -------
-        ndarray
-            y, of x's shape, dtype and memory layout, or `out`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `cybn.batch_norm`; also for a wrong rank (`BatchNorm1d`, ...) or number of channels. A failed call
-            changes nothing.
-        """
-        return _ops.Layer.__call__(
-            self,
-            x,
-            residual=residual,
-            mask=mask,
-            sample_weight=sample_weight,
-            masked_output=masked_output,
-            out=out,
-            num_threads=num_threads,
-            save_for_backward=save_for_backward,
-        )
-
-    def backward(self, grad_output, *, out=None, num_threads=None):
-        """Gradient of the loss with respect to the last `forward`'s x; sets `grad_weight` and `grad_bias`.
-
-        Parameters
-        ----------
-        grad_output : array of the input's shape and dtype
-            Gradient with respect to y.
-        out : array of the input's shape and dtype, optional
-            Receives the result; may be `grad_output` itself.
-        num_threads : int, optional
-            For this call only.
-
-        Returns
-        -------
-        grad_input : ndarray
-            Of the input's shape, dtype and memory layout, or `out`.
-        grad_residual : ndarray
-            As grad_input. Only if a residual went in.
-
-        Raises
-        ------
-        RuntimeError
-            If no `forward` has kept what is needed, or another thread's has replaced it.
-        TypeError, ValueError
-            As `cybn.batch_norm_backward`.
-        """
-        with self._lock:
-            if self._lost is not None and _this_thread() in self._lost:
-                raise RuntimeError(
-                    "backward needs the last forward: another thread has called forward on this layer since"
-                )
-            saved = self._saved
-            if saved is None:
-                raise RuntimeError(
-                    "backward needs a forward before it: call forward(x) in training mode, "
-                    "or forward(x, save_for_backward=True) in evaluation mode"
-                )
-            to = out
-            if saved.output is not None:
-                # Checked before the result is overwritten: a failed call changes nothing.
-                grad_output, to = _ops.gradient_input(
-                    grad_output, saved.output, out, num_threads, self.weight, self.bias, self.num_features
-                )
-                saved.x, saved.output = self._restore_input(saved, num_threads), None
-            if saved.x is None:
-                raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
-            grad_input, grad_weight, grad_bias, *grad_residual = _ops.batch_norm_backward(
-                grad_output, saved.x, saved.mean, saved.invstd, self.weight, saved.training, self.axis, to,
-                num_threads, self.bias, self.activation, self.negative_slope, None, saved.mask,
-                saved.sample_weight, saved.residual, saved.gate,
-            )  # fmt: skip
-            saved.used = True
-            if out is not None:
-                if np.shares_memory(grad_input, saved.x):
-                    saved.x = None
-                if isinstance(out, np.ndarray):
-                    grad_input = out
-            self.grad_weight = None if self.weight is None else grad_weight
-            self.grad_bias = None if self.bias is None else grad_bias
-            return (grad_input, *grad_residual) if saved.residual else grad_input
-
-    def _keep(self, saved):
-        """For `backward`, or None. A thread whose pass another's has replaced, unfinished, must not get that one's."""
-        thread, before = _this_thread() if saved is None else saved.thread, self._saved
-        if before is not None and before.thread is not thread and not before.used:
-            self._lost = self._lost or WeakSet()
-            self._lost.add(before.thread)
-        if self._lost is not None:
-            self._lost.discard(thread)
-        self._saved = saved
+    # ---------------------------------------------------------------------------- in place, for the passes (_layer.pyx)
 
     def _check_in_place(self, x, residual, out, given):
         """Return x, where the result goes, if it can be computed back. `given`: what x is an array of."""
@@ -402,8 +217,7 @@ class BatchNorm(_ops.Layer):
         with self._lock:
             self._reset({"weight": 1, "bias": 0})
             self.grad_weight = self.grad_bias = None
-            self._saved = None
-            self._lost = None
+            self._drop()
 
     def state_dict(self):
         """Return copies of the parameters and running statistics, under PyTorch's names.
@@ -503,22 +317,15 @@ class BatchNorm(_ops.Layer):
 
     def __getstate__(self):
         # A pickled or copied layer carries its state, not the activations of its last pass.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_saved", "_lost", "_lock")}
+        return self.__dict__.copy()
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._guard()
-
-    def _guard(self):
-        """Begin with no pass and no thread inside. Training and `backward` hold the lock, evaluation needs none."""
-        self._saved = None
-        self._lost = None  # or the threads whose pass another thread's has replaced
-        self._lock = RLock()
-        _layers[id(self)] = self
+        self._drop()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if cls.forward is not BatchNorm.forward and cls.__call__ is _ops.Layer.__call__:
+        if cls.forward is not BatchNorm.forward and cls.__call__ is _layer.Layer.__call__:
             cls.__call__ = _call_forward
 
 
@@ -543,24 +350,3 @@ class BatchNorm3d(BatchNorm):
     """`BatchNorm` that accepts (N, C, D, H, W) only."""
 
     _ranks = (5,)
-
-
-class _Saved:
-    """What `backward` needs of a forward pass. (Not a NamedTuple, which takes half a microsecond to make.)"""
-
-    __slots__ = (
-        "gate", "invstd", "mask", "mean", "output", "residual", "sample_weight", "thread", "training", "used", "x",
-    )  # fmt: skip
-
-    def __init__(self, x, mean, invstd, training, output, gate, mask, sample_weight, residual):
-        self.x = x
-        self.mean = mean
-        self.invstd = invstd
-        self.training = training
-        self.output = output  # in place
-        self.gate = gate
-        self.mask = mask
-        self.sample_weight = sample_weight
-        self.residual = residual
-        self.thread = _this_thread()
-        self.used = False

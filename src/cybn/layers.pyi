@@ -5,13 +5,13 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from cybn import _ops
-from cybn.functional import _Activation, _Array, _MaskedOutput
+from cybn import _layer
+from cybn.functional import _Activation, _Array
 
 IN_PLACE_LEAST_WEIGHT: float
 IN_PLACE_SLOPES: tuple[float, float]
 
-class BatchNorm(_ops.Layer):
+class BatchNorm(_layer.Layer):
     num_features: int
     eps: float
     momentum: float | None
@@ -45,25 +45,6 @@ class BatchNorm(_ops.Layer):
         negative_slope: float = 0.01,
         in_place: bool = False,
     ) -> None: ...
-    def forward(
-        self,
-        x: npt.ArrayLike,
-        *,
-        residual: npt.ArrayLike | None = None,
-        mask: npt.ArrayLike | None = None,
-        sample_weight: npt.ArrayLike | None = None,
-        masked_output: _MaskedOutput = "normalize",
-        out: npt.ArrayLike | None = None,
-        num_threads: SupportsIndex | None = None,
-        save_for_backward: bool | None = None,
-    ) -> _Array: ...
-    def backward(
-        self,
-        grad_output: npt.ArrayLike,
-        *,
-        out: npt.ArrayLike | None = None,
-        num_threads: SupportsIndex | None = None,
-    ) -> Any: ...  # grad_input; with grad_residual, if a residual went in
     def train(self, mode: bool = True) -> Self: ...
     def eval(self) -> Self: ...
     def reset_running_stats(self) -> None: ...
