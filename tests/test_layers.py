@@ -3,7 +3,10 @@
 import copy
 import inspect
 import pickle
+import time
 import weakref
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -654,6 +657,103 @@ def test_attributes_hold_from_the_next_training_pass_on(x, g, name, change):
     twin.whatever = 1
     for alone in (True, False, False, False):
         assert outcome(bn, alone) == outcome(twin, alone)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["momentum", "eps", "training", "axis", "num_features"])
+def test_settings_that_can_change_by_themselves_are_read_in_each_call(x, name, training):
+    """Arrays of no axes, which are taken as the numbers that they hold."""
+    bn, twin = (trained(x).train(training) for _ in range(2))
+    setattr(bn, name, np.array(getattr(bn, name)))
+    changed = {"momentum": 0.5, "eps": 0.25, "training": not training, "axis": -2, "num_features": 3}[name]
+    for _ in range(4):
+        assert bits([bn(x), bn.running_mean]) == bits([twin(x), twin.running_mean])
+    getattr(bn, name)[...] = changed
+    setattr(twin, name, changed)
+    assert bits([bn(x), bn.running_mean]) == bits([twin(x), twin.running_mean])
+
+
+def test_setting_says_what_holds_whatever_is_kept(x):
+    bn = cybn.BatchNorm(3).eval()
+    for _ in range(4):
+        bn(x)
+    kept, other = bn.weight, np.full(3, 2, np.float32)
+    want = [bn(x), 2 * bn(x)]
+    for value in (other, kept, other):
+        vars(bn)["weight"] = value
+        bn.weight = value
+        assert bits([bn(x)]) == bits([want[value is other]])
+    bn.weight = kept
+    for _ in range(4):
+        bn(x)
+    vars(bn)["weight"] = other
+    bn.weight = kept
+    assert bn.weight is kept
+    assert bits([bn(x)]) == bits([want[0]])
+    bn.weight = vars(bn).pop("weight")
+    assert bits([bn(x)]) == bits([want[0]])
+
+
+def test_attributes_are_needed_by_what_uses_them_alone(x, g):
+    bn, twin = trained(x), trained(x)
+    for layer in (bn, twin):
+        layer(x)
+    for name in ("eps", "momentum", "num_features"):
+        delattr(bn, name)
+    assert bits([bn.backward(g)]) == bits([twin.backward(g)])
+    bn.eps, bn.num_features = twin.eps, 3
+    assert bits([bn.eval()(x)]) == bits([twin.eval()(x)])
+    bn = cybn.BatchNorm(3, track_running_stats=False)
+    del bn.running_mean, bn.running_var
+    assert bits([bn(x)]) == bits([cybn.BatchNorm(3)(x)])
+
+
+def test_a_dictionary_of_another_kind_will_do(x):
+    bn, twin = trained(x), trained(x)
+    bn.__dict__ = OrderedDict(vars(bn))
+    for _ in range(4):
+        assert bits([bn(x)]) == bits([twin(x)])
+
+
+def test_a_pass_that_waits_for_another_one_takes_what_holds_then(x):
+    bn, twin = trained(x), trained(x)
+    for _ in range(4):
+        assert bits([bn(x)]) == bits([twin(x)])
+    with ThreadPoolExecutor(1) as pool:
+        with bn._lock:
+            waiting = pool.submit(bn, x)
+            time.sleep(0.1)
+            for layer in (bn, twin):
+                layer.weight, layer.running_mean, layer.momentum = np.full(3, 2, np.float32), np.ones(3), 0.25
+            bn.training = False  # is another matter: it has begun as a training pass
+        y = waiting.result(timeout=60)
+    assert bits([y, bn.running_mean]) == bits([twin(x), twin.running_mean])
+
+
+@pytest.mark.parametrize("other", [3, None, "layer", object()], ids=repr)
+def test_methods_are_refused_to_what_is_no_layer(x, other):
+    for method in (cybn.BatchNorm.forward, cybn.BatchNorm.backward):
+        with raises(TypeError, f"self must be a layer of cybn, got {type(other).__name__}"):
+            method(other, x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_input_that_changes_its_shape_during_the_call_is_refused(training):
+    class Reshaping:
+        def __index__(self):
+            x.shape = (1, 600)
+            return 1
+
+    x = np.ones((200, 3), np.float32)
+    bn = cybn.BatchNorm(3).train(training)
+    message = (
+        "weight must have shape (600,), one value per channel, got shape (3,)"
+        if training
+        else "x must keep its shape during the call, got (1, 600) in the end"
+    )
+    with raises(ValueError, message):
+        bn(x, num_threads=Reshaping())
+    assert bn.num_batches_tracked == 0
 
 
 def test_a_slope_holds_from_the_next_call_on(x):

@@ -5,18 +5,6 @@ import numpy.typing as npt
 from cybn.functional import _Array, _MaskedOutput
 
 class Layer:
-    def __call__(
-        self,
-        x: npt.ArrayLike,
-        *,
-        residual: npt.ArrayLike | None = None,
-        mask: npt.ArrayLike | None = None,
-        sample_weight: npt.ArrayLike | None = None,
-        masked_output: _MaskedOutput = "normalize",
-        out: npt.ArrayLike | None = None,
-        num_threads: SupportsIndex | None = None,
-        save_for_backward: bool | None = None,
-    ) -> _Array: ...
     def forward(
         self,
         x: npt.ArrayLike,
@@ -29,6 +17,7 @@ class Layer:
         num_threads: SupportsIndex | None = None,
         save_for_backward: bool | None = None,
     ) -> _Array: ...
+    __call__ = forward
     def backward(
         self,
         grad_output: npt.ArrayLike,

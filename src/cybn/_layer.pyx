@@ -5,7 +5,7 @@ nothing else in the caches, the interpreter had to come from memory. And because
 next: coefficients, and attributes, of which each takes 20 ns to read.
 """
 import os
-from threading import RLock
+from threading import RLock, local
 from weakref import WeakSet
 
 import numpy as np
@@ -34,8 +34,6 @@ cnp.import_array()
 
 cdef extern from "Python.h":
     int PyObject_GenericSetAttr(object, object, PyObject *) except -1
-    object PyObject_GenericGetAttr(object, object)
-    PyObject *PyThreadState_GetDict()
 
 cdef struct Settings:
     # What a call reads of its layer, but for the arrays.
@@ -53,26 +51,26 @@ cdef struct Settings:
 
 cdef tuple SETTINGS = ("num_features", "axis", "training", "track_running_stats", "in_place", "momentum", "eps",
                        "activation", "negative_slope")
+cdef tuple UNCHANGING = (int, float, bool, str, type(None))     # and NumPy's scalars
 cdef tuple RESULTS = ("num_batches_tracked", "grad_weight", "grad_bias")    # what calls set; nothing is kept of it
 cdef Py_ssize_t FAR = <Py_ssize_t> 1 << 62      # no axis, and no number of channels, is so large
 
 
 # ---------------------------------------------------------------------------------------------------- threads and forks
 
-cdef class Thread:
+class Thread:
     """Stands for a thread as long as it lives. (Its identifier is the next one's when it has ended.)"""
-    cdef object __weakref__
+
+
+cdef object here = local()
 
 
 cdef object this_thread():
-    cdef PyObject *own = PyThreadState_GetDict()
-    cdef object thread
-    if own == NULL:
-        raise MemoryError("no memory for what belongs to this thread")
-    thread = (<dict> own).get("cybn._layer.Thread")
-    if thread is None:
-        thread = (<dict> own)["cybn._layer.Thread"] = Thread()
-    return thread
+    try:
+        return here.thread
+    except AttributeError:
+        here.thread = Thread()
+        return here.thread
 
 
 cdef long forks = 1     # and one: processes between the first that has imported this and the present one
@@ -92,6 +90,7 @@ if hasattr(os, "register_at_fork"):
 
 @cython.final
 @cython.freelist(8)
+@cython.auto_pickle(False)
 cdef class Saved:
     """What `backward` needs of a forward pass."""
     cdef readonly ndarray x, mean, invstd, output, gate     # output: in place; None where there is none
@@ -114,11 +113,10 @@ cdef class Layer:
     cdef tuple vectors
 
     def __setattr__(self, name, value):
-        # (Arrays that are updated in place are set, too: `bn.weight -= step`.)
-        if self.vectors is not None and name in NAMES and PyObject_GenericGetAttr(self, name) is value:
-            return
+        cdef tuple kept = self.vectors
         PyObject_GenericSetAttr(self, name, <PyObject *> value)
-        if name not in RESULTS:
+        # (What is updated in place is set, too, as in `bn.weight -= step`. Not if another thread has come between.)
+        if not (name in RESULTS or kept is not None and is_kept(kept, name, value) and self.vectors is kept):
             self.forget()
 
     def __delattr__(self, name):
@@ -132,10 +130,13 @@ cdef class Layer:
             self.changes += 1
             self.vectors = None
 
-    cdef tuple look(self, Settings *settings):
-        """The settings and the vectors, as the last call has found them, or from the attributes."""
+    cdef tuple look(self, Settings *settings, bint training=False):
+        """The settings and the vectors, as the last call has found them, or from the attributes.
+
+        `training`: with the momentum, whatever the mode is now.
+        """
         cdef tuple vectors
-        cdef object momentum
+        cdef object running_mean = None, running_var = None, momentum
         with cython.critical_section(self):
             settings[0] = self.settings
             settings.changes = self.changes
@@ -143,19 +144,26 @@ cdef class Layer:
         if vectors is not None:
             return vectors
         settings.num_features = clip(as_integer(self.num_features, "num_features"))
-        settings.axis = clip(as_integer(self.axis, "axis"))
         settings.training = self.training
         settings.track_running_stats = self.track_running_stats
         settings.in_place = self.in_place
-        momentum = self.momentum
-        settings.cumulative = momentum is None
-        settings.momentum = 0 if momentum is None else real_number(momentum, "momentum")
         settings.eps = real_number(self.eps, "eps")
-        settings.activation = activation_number(self.activation)
-        settings.negative_slope = slope_of(settings.activation, self.negative_slope)
-        vectors = self.running_mean, self.running_var, self.weight, self.bias
+        if settings.training or training:
+            momentum = self.momentum
+            settings.cumulative = momentum is None
+            settings.momentum = 0 if momentum is None else real_number(momentum, "momentum")
+        if settings.track_running_stats:
+            running_mean, running_var = self.running_mean, self.running_var
+        vectors = running_mean, running_var, *self.look_back(settings)
         self.remember(settings, vectors)
         return vectors
+
+    cdef tuple look_back(self, Settings *settings):
+        """weight and bias, and such settings as `backward` needs."""
+        settings.axis = clip(as_integer(self.axis, "axis"))
+        settings.activation = activation_number(self.activation)
+        settings.negative_slope = slope_of(settings.activation, self.negative_slope)
+        return self.weight, self.bias
 
     cdef int remember(self, const Settings *settings, tuple vectors) except -1:
         """For the next call, if nothing has been set since the one before this: to find out whether they can be kept
@@ -211,6 +219,7 @@ cdef class Layer:
             As `cybn.batch_norm`; also for a wrong rank (`BatchNorm1d`, ...) or number of channels. A failed call
             changes nothing.
         """
+        check_self(self)
         return self.call(x, residual, mask, sample_weight, masked_output, out, num_threads, save_for_backward)
 
     cdef object call(self, object x, object residual, object mask, object sample_weight, object masked_output,
@@ -244,31 +253,35 @@ cdef class Layer:
                 self._coefficients = found
         return found
 
-    cdef ndarray run(self, ndarray x, const Settings *settings, tuple vectors, bint save, object residual, object mask,
+    cdef ndarray run(self, ndarray x, Settings *settings, tuple vectors, bint save, object residual, object mask,
                      object sample_weight, object masked_output, object out, object num_threads):
         """The passes that change something, or keep it for `backward`."""
-        cdef bint update = settings.training and settings.track_running_stats
-        cdef bint batch_stats = settings.training or not settings.track_running_stats
-        cdef bint running = update or not batch_stats
-        cdef double momentum = settings.momentum
+        cdef bint training = settings.training, in_place = settings.in_place, update, batch_stats
+        cdef double momentum
         cdef Saved kept = None
         cdef ndarray y
         if mask is not None:
             mask = view_array(mask, "mask", False)
         with self.guard():
-            if settings.cumulative and update:
-                momentum = 1 / <double> (self.num_batches_tracked + 1)
+            if self.changes != settings.changes:    # while another thread had the lock
+                vectors = self.look(settings, training)
+            running_mean, running_var, weight, bias = vectors
+            update = training and settings.track_running_stats
+            batch_stats = training or not settings.track_running_stats
+            momentum = settings.momentum if update else 0
+            if update and settings.cumulative:
+                momentum = real_number(1 / (self.num_batches_tracked + 1), "momentum")
             y, mean, invstd, gate, taken = forward_call(
-                x, vectors[0] if running else None, vectors[1] if running else None, vectors[2], vectors[3],
-                batch_stats, momentum, settings.eps, settings.axis, out, num_threads, 1, settings.activation,
-                settings.negative_slope, residual, mask, sample_weight, masked_output, save, save, 1)
+                x, running_mean, running_var, weight, bias, batch_stats, momentum, settings.eps, settings.axis, out,
+                num_threads, 1, settings.activation, settings.negative_slope, residual, mask, sample_weight,
+                masked_output, save, save, 1)
             if save:
                 kept = Saved.__new__(Saved)
                 kept.x = None if out is not None and np.shares_memory(x, y) else x
                 kept.mean = mean
                 kept.invstd = invstd
                 kept.training = batch_stats
-                kept.output = y if settings.in_place else None
+                kept.output = y if in_place else None
                 kept.gate = gate
                 kept.mask = mask
                 kept.sample_weight = sample_weight
@@ -293,6 +306,7 @@ cdef class Layer:
 
     def _drop(self):
         """Forget the last pass, and all that has been read."""
+        check_self(self)
         self._saved = None
         self.lost = None
         self.forget()
@@ -304,13 +318,18 @@ cdef class Layer:
 
     cdef object guard(self):
         """The lock, in a forked child a new one."""
-        if self.forks != forks:
+        cdef object lock = None
+        with cython.critical_section(self):
+            if self.forks == forks:
+                lock = self.lock
+        if lock is None:
             lock = RLock()
             with cython.critical_section(self):
                 if self.forks != forks:
                     self.lock = lock
                     self.forks = forks
-        return self.lock
+                lock = self.lock
+        return lock
 
     def backward(self, grad_output, *, out=None, num_threads=None):
         """Gradient of the loss with respect to the last `forward`'s x; sets `grad_weight` and `grad_bias`.
@@ -342,6 +361,7 @@ cdef class Layer:
         cdef tuple vectors, grads
         cdef object to = out
         cdef Saved saved
+        check_self(self)
         with self.guard():
             if self.lost is not None and this_thread() in self.lost:
                 raise RuntimeError(
@@ -353,12 +373,14 @@ cdef class Layer:
                     "backward needs a forward before it: call forward(x) in training mode, "
                     "or forward(x, save_for_backward=True) in evaluation mode"
                 )
-            vectors = self.look(&settings)
-            weight, bias = vectors[2], vectors[3]
+            with cython.critical_section(self):
+                settings = self.settings
+                vectors = self.vectors
+            weight, bias = self.look_back(&settings) if vectors is None else vectors[2:]
             if saved.output is not None:
                 # Checked before the result is overwritten: a failed call changes nothing.
                 grad_output, to = gradient_input(grad_output, saved.output, out, num_threads, weight, bias,
-                                                 settings.num_features)
+                                                 self.num_features)
                 saved.x, saved.output = self._restore_input(saved, num_threads), None
             if saved.x is None:
                 raise RuntimeError("backward needs the input of forward, which out=x has overwritten")
@@ -381,11 +403,31 @@ cdef Py_ssize_t clip(object n) except? -1:
     return min(max(n, -FAR), FAR)
 
 
+cdef int check_self(object layer) except -1:
+    """Whether it is one. (Python calls a method as a function of anything; Cython's do not look.)"""
+    if not isinstance(layer, Layer):
+        raise TypeError(f"self must be a layer of cybn, got {type(layer).__name__}")
+    return 0
+
+
+cdef bint is_kept(tuple vectors, object name, object value) except -1:
+    cdef Py_ssize_t i
+    for i in range(4):
+        if NAMES[i] == name:
+            return vectors[i] is value
+    return False
+
+
 cdef bint in_dictionary(Layer layer) except -1:
-    """Whether what `look` reads are attributes of the object and not of its class: then they change by being set."""
-    cdef dict own = layer.__dict__
-    if type(layer).__getattribute__ is not object.__getattribute__:
+    """Whether what `look` reads changes by being set: attributes of the object, not of its class, and settings that are
+    nothing but numbers."""
+    cdef object own = layer.__dict__, value
+    if type(layer).__getattribute__ is not object.__getattribute__ or type(own) is not dict:
         return False
+    for name in SETTINGS:
+        value = own.get(name)
+        if type(value) not in UNCHANGING and not isinstance(value, np.generic):
+            return False
     for name in SETTINGS + NAMES:
         if name not in own:
             return False

@@ -676,6 +676,8 @@ cdef ndarray evaluate(ndarray x, object axis, object out, object num_threads, Co
                       double negative_slope, object residual, object mask, object sample_weight, object masked_output):
     """Normalize x with them."""
     cdef Call call = open_call(x, axis, num_threads)
+    if call.channels != coefficients.channels:  # (num_threads may have been an object that does anything)
+        raise ValueError(f"x must keep its shape during the call, got {(<object> x).shape} in the end")
     call.coefficients = coefficients
     coefficients.use(&call.job)
     use_activation(call, activation, negative_slope)
