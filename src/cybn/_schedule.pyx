@@ -56,6 +56,7 @@ cdef enum:
     # before the others, since the system or a neighbour has slowed them down, takes some of theirs.
     SHARES = 16
     WORTH_A_SHARE = 1 << 20
+    FURTHER = 8192          # bytes beyond what sums fetch into the first cache (measured: 0 to 64 KB)
     CHANNEL = 256           # bytes in whose time a channel's statistics and coefficients are finished, about
     # Of work from which it is worth waking helpers that sleep: if the call before has just ended, so that they will be
     # awake for the next; in any case (50 to 100 us); and even if they have to compete for processors that are busy.
@@ -350,6 +351,19 @@ cdef Plan plan_call(Job *job, Py_ssize_t operands, Py_ssize_t results, bint redu
     return plan
 
 
+cdef Py_ssize_t further(const Job *job, const Plan *plan) noexcept nogil:
+    """What the sums fetch into the second cache, too, in bytes from what they fetch into the first; 0: nothing.
+
+    From memory, what lies beyond. An owner's x has come with the group before, so it fetches the residual, which the
+    map reads next to x, while nothing else wants memory; where L2 holds a group's x, else it would come for nothing.
+    """
+    cdef Py_ssize_t width = ceil_div(job.channels, plan.groups)
+    if (plan.owner and job.residual.data != NULL and job.residual.direct and job.x.direct
+            and width * job.outer * job.inner * job.itemsize <= L2):
+        return job.residual.data - job.x.data
+    return FURTHER if job.distant else 0
+
+
 cdef bint cut_for_map(const Job *job, Plan *plan, bint revisit, Job *mapped) noexcept nogil:
     """The job of a map, whose blocks sum nothing: it may take memory in longer pieces. False: as it is.
 
@@ -586,6 +600,7 @@ cdef void run(Job *job, const Channels *v, verb reduce, finisher finish, verb ap
     sweeps.finish = finish
     sweeps.apply = apply
     job.owned = sweeps.plan.owner
+    job.further = further(job, &sweeps.plan)
     sweeps.mapped = &mapped if apply != NULL and cut_for_map(job, &sweeps.plan, reduce != NULL, &mapped) else job
     worth = worth_of(work_of(job, operands - (results if job.stream else 0), reduce != NULL))
     if sweeps.plan.owner:

@@ -123,10 +123,8 @@ cdef enum:
     CACHED = 16384
     # Rows summed in the input's type: more of them lose digits to an outlier among them.
     FOLDED = 32
-    # What is fetched ahead: columns of the same rows where these do not follow each other (else a panel); and, from
-    # memory, so many bytes beyond, into the second cache (measured: 0 to 64 KB).
+    # Columns of the same rows that are fetched ahead where these do not follow each other (else a panel).
     AHEAD = 64
-    FURTHER = 8192
     # Bytes of a panel that goes past the caches at a time: while they go out nothing is read (measured: 256 to 8192).
     STREAMED = 2048
     # Columns that a map takes of rows that do not follow each other, each of them a stream.
@@ -1430,7 +1428,7 @@ cdef inline void reduce_tile(const Job *job, Py_ssize_t c0, Py_ssize_t c1, Py_ss
     cdef Py_ssize_t least = 1, budget = PANEL       # a stage holds no more
     cdef Py_ssize_t arrays = 1 + backward + keeps
     cdef Py_ssize_t span = job.period * job.channels * job.inner * <Py_ssize_t> sizeof(real)    # of a row
-    cdef Py_ssize_t further = FURTHER // <Py_ssize_t> sizeof(real) if job.distant else 0
+    cdef Py_ssize_t further = job.further // <Py_ssize_t> sizeof(real)
     # Columns after which weights repeat, where that is soon.
     cdef Py_ssize_t wrap = COLUMNS, size = tile * job.inner
     if (weighted or by_flags) and not before_sums and job.rows and job.period == 1:

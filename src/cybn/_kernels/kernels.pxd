@@ -66,6 +66,7 @@ cdef struct Job:
 
     bint stream                 # whether results go past the caches
     bint distant                # whether the arrays come from memory, not from the last cache
+    Py_ssize_t further          # bytes from what sums fetch into the first cache to what goes into the second; 0: none
     bint owned                  # whether the next channels come next, from their statistics on
 
     Py_ssize_t outer
