@@ -228,16 +228,15 @@ cdef ndarray as_weights(object mask, object sample_weight, ndarray x, int axis, 
         raise TypeError(f"mask must be a bool array, got {kind_of(a, value)}")
     if sample_weight is not None and not is_real(a):
         raise TypeError(f"sample_weight must be a float32 or float64 array, got {kind_of(a, value)}")
-    cdef tuple rest = (<object> x).shape[:axis] + (<object> x).shape[axis + 1:]
-    cdef object fitting = None
-    cdef bint sorted_axes = True
+    cdef bint usual = cnp.PyArray_NDIM(a) == ndim - 1, sorted_axes = True
+    for d in range(ndim - 1 if usual else 0):
+        usual &= PyArray_DIMS(a)[d] == PyArray_DIMS(x)[d + (d >= axis)]
     for d in range(1, layout.ndim):
         sorted_axes &= layout.axes[d - 1] < layout.axes[d]
-    # (What is usual first: the rest of this takes longer than the normalization of a small array.)
-    if (<object> a).shape != rest:
-        fitting = spread_shape(a, name, rest)
-    if fitting is not None:
-        a = np.broadcast_to((<object> a).reshape(fitting), rest)
+    # (Tuples of shapes, and what follows from them, take longer than the normalization of a small array.)
+    if not usual:
+        rest = (<object> x).shape[:axis] + (<object> x).shape[axis + 1:]
+        a = np.broadcast_to((<object> a).reshape(spread_shape(a, name, rest)), rest)
     if not sorted_axes:
         # Memory order: the axes that the layout leaves out have one element.
         order = [layout.axes[d] for d in range(layout.ndim) if layout.axes[d] != axis]

@@ -359,6 +359,7 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight, b
     would leave it.
     """
     cdef Weights found
+    cdef cnp.npy_intp blocks
     cdef double least = 1e-140 if call.type else 1e-18
     if mask is None and sample_weight is None:
         return 0
@@ -368,7 +369,8 @@ cdef int read_weights(Call call, ndarray x, object mask, object sample_weight, b
     else:
         call.job.weights = cnp.PyArray_DATA(call.weights)
     if call.size > 0:
-        call.block_weights = np.empty(call.job.blocks)
+        blocks = call.job.blocks
+        call.block_weights = cnp.PyArray_EMPTY(1, &blocks, cnp.NPY_FLOAT64, 0)
         call.job.block_weights = <double *> cnp.PyArray_DATA(call.block_weights)
         found = weigh_blocks(&call.job, kernels.weigh[call.type])
         call.v.count = found.sum
