@@ -726,6 +726,8 @@ def test_a_pass_that_waits_for_another_one_takes_what_holds_then(x):
             for layer in (bn, twin):
                 layer.weight, layer.running_mean, layer.momentum = np.full(3, 2, np.float32), np.ones(3), 0.25
             bn.training = False  # is another matter: it has begun as a training pass
+            for _ in range(4):
+                bn(x)
         y = waiting.result(timeout=60)
     assert bits([y, bn.running_mean]) == bits([twin(x), twin.running_mean])
 

@@ -141,7 +141,7 @@ cdef class Layer:
             settings[0] = self.settings
             settings.changes = self.changes
             vectors = self.vectors
-        if vectors is not None:
+        if vectors is not None and (settings.training or not training):
             return vectors
         settings.num_features = clip(as_integer(self.num_features, "num_features"))
         settings.training = self.training
