@@ -109,7 +109,7 @@ tsan: .venv-tsan/.installed  ## threads under ThreadSanitizer
 valgrind: $(VENV)/.installed $(VENV)/.test  ## small arrays under memcheck: what has a frame of cybn counts
 	PYTHONPATH=tests PYTHONMALLOC=malloc valgrind --quiet --log-file=build/valgrind.log --num-callers=30 \
 		$(BIN)/python tests/sanitize_run.py --small
-	! grep -B 30 -E "cybn|_ops|_arrays|_schedule|_memory|_kernels|baseline|x86_v3" build/valgrind.log
+	! grep -B 30 -E "cybn|_ops|_layer|_arrays|_schedule|_memory|_kernels|baseline|x86_v3" build/valgrind.log
 
 clean:
 	rm -rf $(VENV) .venv-sanitize .venv-tsan build src/*.egg-info
