@@ -358,10 +358,12 @@ cdef Py_ssize_t further(const Job *job, const Plan *plan) noexcept nogil:
     map reads next to x, while nothing else wants memory; where L2 holds a group's x, else it would come for nothing.
     """
     cdef Py_ssize_t width = ceil_div(job.channels, plan.groups)
+    if not job.distant:
+        return 0
     if (plan.owner and job.residual.data != NULL and job.residual.direct and job.x.direct
             and width * job.outer * job.inner * job.itemsize <= L2):
         return job.residual.data - job.x.data
-    return FURTHER if job.distant else 0
+    return FURTHER
 
 
 cdef bint cut_for_map(const Job *job, Plan *plan, bint revisit, Job *mapped) noexcept nogil:
