@@ -113,10 +113,10 @@ cdef class Layer:
     cdef tuple vectors
 
     def __setattr__(self, name, value):
-        cdef tuple kept = self.vectors
+        cdef tuple vectors = self.vectors
         PyObject_GenericSetAttr(self, name, <PyObject *> value)
         # (What is updated in place is set, too, as in `bn.weight -= step`. Not if another thread has come between.)
-        if not (name in RESULTS or kept is not None and is_kept(kept, name, value) and self.vectors is kept):
+        if not (name in RESULTS or vectors is not None and is_among(vectors, name, value) and self.vectors is vectors):
             self.forget()
 
     def __delattr__(self, name):
@@ -130,17 +130,20 @@ cdef class Layer:
             self.changes += 1
             self.vectors = None
 
+    cdef tuple kept(self, Settings *settings):
+        """The settings, and the vectors or None: what holds of what calls have read before."""
+        with cython.critical_section(self):
+            settings[0] = self.settings
+            settings.changes = self.changes
+            return self.vectors
+
     cdef tuple look(self, Settings *settings, bint training=False):
         """The settings and the vectors, as the last call has found them, or from the attributes.
 
         `training`: with the momentum, whatever the mode is now.
         """
-        cdef tuple vectors
+        cdef tuple vectors = self.kept(settings)
         cdef object running_mean = None, running_var = None, momentum
-        with cython.critical_section(self):
-            settings[0] = self.settings
-            settings.changes = self.changes
-            vectors = self.vectors
         if vectors is not None and (settings.training or not training):
             return vectors
         settings.num_features = clip(as_integer(self.num_features, "num_features"))
@@ -258,7 +261,7 @@ cdef class Layer:
         """The passes that change something, or keep it for `backward`."""
         cdef bint training = settings.training, in_place = settings.in_place, update, batch_stats
         cdef double momentum
-        cdef Saved kept = None
+        cdef Saved saved = None
         cdef ndarray y
         if mask is not None:
             mask = view_array(mask, "mask", False)
@@ -276,18 +279,18 @@ cdef class Layer:
                 num_threads, 1, settings.activation, settings.negative_slope, residual, mask, sample_weight,
                 masked_output, save, save, 1)
             if save:
-                kept = Saved.__new__(Saved)
-                kept.x = None if out is not None and np.shares_memory(x, y) else x
-                kept.mean = mean
-                kept.invstd = invstd
-                kept.training = batch_stats
-                kept.output = y if in_place else None
-                kept.gate = gate
-                kept.mask = mask
-                kept.sample_weight = sample_weight
-                kept.residual = residual is not None
-                kept.thread = this_thread()
-            self.keep(kept)
+                saved = Saved.__new__(Saved)
+                saved.x = None if out is not None and np.shares_memory(x, y) else x
+                saved.mean = mean
+                saved.invstd = invstd
+                saved.training = batch_stats
+                saved.output = y if in_place else None
+                saved.gate = gate
+                saved.mask = mask
+                saved.sample_weight = sample_weight
+                saved.residual = residual is not None
+                saved.thread = this_thread()
+            self.keep(saved)
             if update and taken:
                 self.num_batches_tracked += 1
         return y
@@ -373,9 +376,7 @@ cdef class Layer:
                     "backward needs a forward before it: call forward(x) in training mode, "
                     "or forward(x, save_for_backward=True) in evaluation mode"
                 )
-            with cython.critical_section(self):
-                settings = self.settings
-                vectors = self.vectors
+            vectors = self.kept(&settings)
             weight, bias = self.look_back(&settings) if vectors is None else vectors[2:]
             if saved.output is not None:
                 # Checked before the result is overwritten: a failed call changes nothing.
@@ -410,7 +411,7 @@ cdef int check_self(object layer) except -1:
     return 0
 
 
-cdef bint is_kept(tuple vectors, object name, object value) except -1:
+cdef bint is_among(tuple vectors, object name, object value) except -1:
     cdef Py_ssize_t i
     for i in range(4):
         if NAMES[i] == name:

@@ -150,7 +150,7 @@ class BatchNorm(_layer.Layer):
                 f"{least:g} to {most:g}, got {self.activation!r}{slope}"
             )
         self.training = True
-        self._drop()
+        self._drop()  # (`__init__` may be called again, and a subclass have a `reset_parameters` of its own)
         self.weight = np.empty(self.num_features, self.dtype) if self.affine else None
         self.bias = np.empty(self.num_features, self.dtype) if self.affine and _ops.truth(bias, "bias") else None
         self.running_mean = np.empty(self.num_features, self.dtype) if self.track_running_stats else None
